@@ -1,0 +1,26 @@
+"""pad: perceptual image anomaly detection, from normal images alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["Config", "Detector", "PadError", "fit", "list_models", "load"]
+
+_HOME = {
+    "Config": "pad.config",
+    "Detector": "pad.detector",
+    "PadError": "pad.errors",
+    "fit": "pad.detector",
+    "list_models": "pad.hub",
+    "load": "pad.detector",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `pad --help` and `import pad` do not pay for importing torch.
+    if name in _HOME:
+        import importlib
+
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'pad' has no attribute '{name}'")

@@ -1,0 +1,257 @@
+"""The recipe of a model: every setting, its default, its unit, and the named recipes.
+
+A recipe is flat, so that `--set key=value` reaches all of it. It travels with the model in `config.yaml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from pad.errors import PadError, did_you_mean
+
+SIMILARITIES = ("relative-perceptual-l1", "l1", "l2", "ssim", "lpips")
+BACKBONES = ("vgg16-st", "vgg16", "vgg19")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a recipe. The defaults are those of `zoo/configs/default.yaml`'s absence: the
+    fast recipe at 32x32 grey; the paper's own are in the named recipes `paper-*`."""
+
+    # Images
+    size: int = 32  # side of the square images that the networks see, in pixels
+    channels: int = 1  # 1 (grey) or 3 (colour)
+    crop: int | None = None  # side of the centre crop taken before resizing, in pixels of the source
+    fit: str = "crop"  # a picture that is not square: "crop" its centre, or "stretch" it
+
+    # Networks (Table 2 of the paper's supplement): channels from the input of each network to its output
+    latent_dim: int = 32
+    latent_resolution: int = 1  # the latent is (latent_dim, r, r)
+    generator_channels: tuple[int, ...] = (32, 32, 32, 32)
+    encoder_channels: tuple[int, ...] = (32, 32, 32, 32)
+    critic_channels: tuple[int, ...] = (32, 32, 32, 32)
+    latent_critic_channels: tuple[int, ...] = (128, 128)
+    latent_norm: bool = False  # standardize E(x) by running statistics, so that it starts near the prior
+
+    # Similarity: the loss and the score
+    similarity: str = "relative-perceptual-l1"
+    backbone: str = "vgg16-st"
+    backbone_weights: str | None = None  # a local file instead of a download (vgg16, vgg19)
+    layers: Mapping[str, float] = field(default_factory=lambda: {"relu3_3": 1.0})  # layer: weight
+    standardize: str = "sigma"  # divide features by "sigma" (the paper) or "variance" (its public code)
+    backbone_size: int | None = None  # resize images to this side for the backbone; None: as they are
+    statistics: str = "normal"  # where mu and sigma come from: "normal" training images, or a folder
+
+    # Training
+    steps: int = 1500  # of E and G
+    batch_size: int = 64
+    learning_rate: float = 2e-3  # of E and G
+    critic_learning_rate: float = 2e-3
+    betas: tuple[float, float] = (0.5, 0.99)
+    weight_decay: float = 1e-8
+    schedule: str = "cosine"  # of both learning rates: "cosine" to zero, or "constant"
+    ema: float = 0.99  # decay of the averaged weights that score, per step; 0: no averaging
+    n_critic: int = 1  # critic steps before each E/G step
+    gradient_penalty: float = 10.0  # lambda
+    gradient_penalty_every: int = 4  # lazy penalty: on every k-th critic step, k times as strong
+    drift: float = 1e-3  # epsilon
+    image_critic: bool = True  # train D_x and follow its gradient in G
+    latent_critic: bool = True  # train D_z and follow its gradient in E
+    image_critic_from: int = 0  # the E/G step from which D_x takes part
+    latent_critic_from: int = 0  # the E/G step from which D_z takes part
+    balancing: str = "gradient-normalizing"  # or "fixed"
+    balance_every: int = 100  # steps between measurements of the gradients
+    balance_target: float = 10.0  # wanted ratio of reconstruction to adversarial gradient; the paper: 1
+    generator_weight: float = 1.0  # w_G when balancing is "fixed"
+    encoder_weight: float = 1.0  # w_E when balancing is "fixed"
+    augment_shift: int = 0  # random shifts of training images, up to so many pixels
+    augment_flip: bool = False  # random left-right flips of training images
+    precision: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 where the device gains
+    compile: bool = False  # torch.compile the networks
+
+    # Scoring and calibration
+    refine_steps: int = 0  # gradient steps on z from E(x) towards the closest generated image
+    refine_rate: float = 0.05  # their step size, in standard deviations of the prior
+    calibration_fraction: float = 0.2  # of the normal images, never trained on
+
+    # Bookkeeping
+    seed: int = 0
+    log_every: int = 50  # steps
+    sample_every: int = 500  # steps between sample grids; 0: none
+    checkpoint_every: int = 500  # steps
+    tensorboard: bool = False  # also write TensorBoard events (the extra `pad[tensorboard]`)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with some values changed. Raises PadError for unknown keys or unusable values."""
+        return from_mapping({**to_mapping(self), **changes})
+
+
+def to_mapping(config: Config) -> dict[str, Any]:
+    """The recipe as plain YAML types, in the order of the class."""
+    plain = dataclasses.asdict(config)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+
+def from_mapping(values: Mapping[str, Any], where: str = "the recipe") -> Config:
+    """A Config from plain types. Raises PadError naming the key for unknown keys or wrong types."""
+    hints = get_type_hints(Config)
+    unknown = [key for key in values if key not in hints]
+    if unknown:
+        key = str(unknown[0])
+        raise PadError(f"{where}: unknown setting '{key}'{did_you_mean(key, hints)}")
+    return Config(**{key: _convert(key, value, str(hints[key]), where) for key, value in values.items()})
+
+
+def _convert(key: str, value: Any, hint: str, where: str) -> Any:
+    """`value` as the type that the annotation `hint` names; int is accepted where float is meant."""
+    fail = PadError(f"{where}: setting '{key}' cannot be {value!r}; it takes {_EXPECTED.get(hint, 'text')}")
+    if value is None:
+        if "None" in hint:
+            return None
+        raise fail
+    if "bool" in hint:
+        if isinstance(value, bool):
+            return value
+        raise fail
+    if "tuple" in hint:
+        kind: type = int if "int" in hint else float
+        items = value if isinstance(value, list | tuple) else [value]
+        if all(isinstance(i, int | kind) and not isinstance(i, bool) for i in items):
+            return tuple(kind(i) for i in items)
+        raise fail
+    if "Mapping" in hint:
+        if isinstance(value, str):
+            return {name.strip(): 1.0 for name in value.split(",")}
+        if isinstance(value, list | tuple):
+            return {str(name): 1.0 for name in value}
+        if isinstance(value, Mapping) and all(isinstance(w, int | float) for w in value.values()):
+            return {str(name): float(w) for name, w in value.items()}
+        raise fail
+    if "float" in hint:
+        if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+            try:
+                return float(value)
+            except ValueError:
+                raise fail from None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        raise fail
+    if "int" in hint:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise fail
+    return str(value)
+
+
+_EXPECTED = {
+    "<class 'int'>": "a whole number",
+    "int | None": "a whole number or null",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "tuple[int, ...]": "a list of whole numbers, such as [32, 32, 32, 32]",
+    "tuple[float, float]": "a pair of numbers, such as [0.5, 0.99]",
+    "collections.abc.Mapping[str, float]": "a layer name, a list of them, or layer: weight",
+}
+
+
+def check(config: Config) -> None:
+    """Raises PadError for a value outside its range, naming what was given and what fits."""
+
+    def need(fits: bool, key: str, what: str) -> None:
+        if not fits:
+            raise PadError(f"setting '{key}' cannot be {getattr(config, key)!r}; it takes {what}")
+
+    size, r = config.size, config.latent_resolution
+    need(16 <= size <= 256 and size & (size - 1) == 0, "size", "a power of two from 16 to 256")
+    need(config.channels in (1, 3), "channels", "1 (grey) or 3 (colour)")
+    need(config.fit in ("crop", "stretch"), "fit", "'crop' or 'stretch'")
+    need(config.crop is None or config.crop >= 1, "crop", "null or at least 1 pixel")
+    need(1 <= r <= size // 4 and r & (r - 1) == 0, "latent_resolution", "a power of two, at most size / 4")
+    for key in ("latent_dim", "batch_size", "steps", "n_critic", "gradient_penalty_every", "balance_every",
+                "log_every", "checkpoint_every"):  # fmt: skip
+        need(getattr(config, key) >= 1, key, "a whole number of at least 1")
+    for key in ("generator_channels", "encoder_channels", "critic_channels", "latent_critic_channels"):
+        widths = getattr(config, key)
+        need(bool(widths) and all(c >= 1 for c in widths), key, "a list of widths of at least 1")
+    for key in ("learning_rate", "critic_learning_rate", "balance_target", "refine_rate"):
+        need(getattr(config, key) > 0, key, "a number above 0")
+    for key in ("weight_decay", "gradient_penalty", "drift", "refine_steps", "sample_every", "augment_shift",
+                "image_critic_from", "latent_critic_from", "generator_weight", "encoder_weight"):  # fmt: skip
+        need(getattr(config, key) >= 0, key, "0 or more")
+    need(0 <= config.ema < 1, "ema", "a decay from 0 to below 1")
+    need(len(config.betas) == 2 and all(0 <= b < 1 for b in config.betas), "betas", "two numbers below 1")
+    need(0 < config.calibration_fraction < 1, "calibration_fraction", "a share between 0 and 1")
+    need(config.schedule in ("cosine", "constant"), "schedule", "'cosine' or 'constant'")
+    need(config.precision in ("auto", "float32", "bfloat16"), "precision", "auto, float32 or bfloat16")
+    need(config.balancing in ("gradient-normalizing", "fixed"), "balancing",
+         "'gradient-normalizing' or 'fixed'")  # fmt: skip
+    need(config.standardize in ("sigma", "variance"), "standardize", "'sigma' or 'variance'")
+    need(bool(config.layers) and all(w > 0 for w in config.layers.values()), "layers", "positive weights")
+    for key, known in (("similarity", SIMILARITIES), ("backbone", BACKBONES)):
+        value = getattr(config, key)
+        if value not in known:
+            hint = did_you_mean(value, known)
+            raise PadError(f"setting '{key}' cannot be '{value}'; it takes {', '.join(known)}{hint}")
+
+
+def config_folder() -> Path:
+    """Where the named recipes lie: in the installed package, or in the source tree."""
+    inside = Path(__file__).parent / "zoo" / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "zoo" / "configs"
+
+
+def recipe_names() -> list[str]:
+    """The named recipes, sorted."""
+    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+
+
+def load_recipe(name_or_file: str) -> dict[str, Any]:
+    """The settings of a named recipe or of a YAML file, unchecked but for its form.
+
+    Raises PadError if there is no such recipe or file, or if it is not a YAML mapping.
+    """
+    path = Path(name_or_file)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        if name_or_file not in recipe_names():
+            hint = did_you_mean(name_or_file, recipe_names()) or f"; known: {', '.join(recipe_names())}"
+            raise PadError(f"--config: no recipe named '{name_or_file}' and no such file{hint}")
+        path = config_folder() / f"{name_or_file}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PadError(f"--config: cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PadError(f"--config: {path} is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise PadError(f"--config: {path} must hold 'setting: value' lines")
+    return values
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`["steps=10", "layers={relu3_3: 1}"]` as a mapping; values are YAML.
+
+    Raises PadError for a word without `=` or a value that is not YAML.
+    """
+    values: dict[str, Any] = {}
+    for word in assignments:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise PadError(f"--set takes key=value, not '{word}'")
+        try:
+            values[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise PadError(f"--set {key}: '{text}' is not a value") from None
+    return values
