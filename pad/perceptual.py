@@ -1,0 +1,284 @@
+"""Pretrained feature extractors ("backbones") and the relative perceptual L1 (arXiv:1909.05904, section 3.1).
+
+    rho(x, y) = ||f^(x) - f^(y)||_1 / ||f^(x)||_1,    f^ = (f - mu) / sigma
+
+f is the response of a pretrained VGG layer, mu and sigma its mean and deviation per channel over a set of
+images. Dividing by the input's own feature norm makes rho robust to contrast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pad.errors import PadError, did_you_mean
+
+# Convolutions in each of the five blocks, with their widths; a 2x2 pooling lies between the blocks.
+_VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+_VGG19 = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of torchvision's weights, in [0, 1]
+_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """A frozen VGG up to the deepest layer asked for.
+
+    Images (n, 1 or 3, h, w) in [-1, 1] -> {layer: feature map (n, c, h', w')}; layers are named
+    `relu1_1` to `relu5_3` (VGG-16) or `relu5_4` (VGG-19).
+
+    Args:
+        name: "vgg16-st" (weights of the package stlpips-pytorch: shift-tolerant, its pooling blurred),
+            "vgg16" or "vgg19" (torchvision's weights, downloaded on first use).
+        layers: names of the layers to return.
+        weights: a local file of weights for vgg16 or vgg19 (safetensors or a torch state dict).
+        size: resize the images to this side first; None: as they are.
+
+    Raises:
+        PadError: an unknown layer, images too small for it, or weights that cannot be had.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self, name: str, layers: Iterable[str], weights: str | None = None, size: int | None = None
+    ) -> None:
+        super().__init__()
+        self.name, self.size = name, size
+        self.layers = tuple(layers)
+        plan = _VGG19 if name == "vgg19" else _VGG16
+        known = [f"relu{b}_{i}" for b, (_, n) in enumerate(plan, 1) for i in range(1, n + 1)]
+        for layer in self.layers:
+            if layer not in known:
+                raise PadError(f"setting 'layers': {name} has no '{layer}'{did_you_mean(layer, known)}")
+        deepest = max(known.index(layer) for layer in self.layers)
+        self.convolutions = nn.ModuleDict()
+        in_channels = 3
+        for index, layer in enumerate(known):
+            width = plan[int(layer[4]) - 1][0]
+            if index <= deepest:
+                self.convolutions[layer] = nn.Conv2d(in_channels, width, 3, padding=1)
+            in_channels = width
+        self.blurred = name == "vgg16-st"
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(_IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False)
+        state = load_backbone_weights(name, weights)
+        self.fingerprint = _fingerprint(state)
+        for layer, (weight, bias) in zip(known, state, strict=False):
+            if layer in self.convolutions:
+                convolution = self.convolutions[layer]
+                convolution.weight.data, convolution.bias.data = weight.float(), bias.float()
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Frozen: always in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        if x.shape[1] == 1:
+            x = x.expand(-1, 3, -1, -1)
+        if self.size is not None and x.shape[-1] != self.size:
+            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
+        x = ((x + 1) / 2 - self.mean) / self.deviation
+        x = x.to(self.convolutions["relu1_1"].weight.dtype)
+        if x.device.type in ("cuda", "cpu"):
+            x = x.contiguous(memory_format=torch.channels_last)
+        features = {}
+        block = "1"
+        for layer, convolution in self.convolutions.items():
+            if layer[4] != block:
+                block = layer[4]
+                x = self._pool(x, layer)
+            x = F.relu(convolution(x))
+            if layer in self.layers:
+                features[layer] = x
+        return features
+
+    def _pool(self, x: Tensor, layer: str) -> Tensor:
+        if x.shape[-1] < 2:
+            raise PadError(f"setting 'layers': images are too small for {layer}; set 'backbone_size' higher")
+        if not self.blurred:
+            return F.max_pool2d(x, 2)
+        # Zhang, "Making Convolutional Networks Shift-Invariant Again" (arXiv:1904.11486): dense maximum,
+        # then a binomial blur of [1, 2, 1] each way at stride 2.
+        x = F.max_pool2d(x, 2, stride=1)
+        x = F.pad(x, (1, 1, 1, 1), mode="reflect" if x.shape[-1] > 1 else "replicate")
+        # [1, 2, 1] = [1, 1] * [1, 1]: two small averages, much quicker than a depthwise convolution.
+        return F.avg_pool2d(F.avg_pool2d(x, 2, stride=1), 2, stride=2)
+
+
+def load_backbone_weights(name: str, file: str | None = None) -> list[tuple[Tensor, Tensor]]:
+    """(weight, bias) of each convolution in order. Raises PadError if they cannot be had."""
+    if file is not None:
+        state = _read_state(Path(file))
+    elif name == "vgg16-st":
+        state = _read_state(_stlpips_file())
+    else:
+        state = _torchvision_state(name)
+    weights = [v for k, v in state.items() if k.endswith(".weight") and v.dim() == 4 and v.shape[-1] == 3]
+    biases = [state[k[: -len("weight")] + "bias"] for k, v in state.items()
+              if k.endswith(".weight") and v.dim() == 4 and v.shape[-1] == 3]  # fmt: skip
+    plan = _VGG19 if name == "vgg19" else _VGG16
+    widths = [width for width, n in plan for _ in range(n)]
+    shapes = [(b, a, 3, 3) for a, b in zip([3, *widths], widths, strict=False)]
+    if [tuple(w.shape) for w in weights] != shapes:
+        raise PadError(f"backbone {name}: {file or 'the weights'} does not hold the convolutions of {name}")
+    return list(zip(weights, biases, strict=True))
+
+
+def _stlpips_file() -> Path:
+    # The package is found, not imported: importing it would run code of its own for nothing.
+    spec = importlib.util.find_spec("stlpips_pytorch")
+    if spec is None or not spec.submodule_search_locations:
+        raise PadError("backbone vgg16-st: its weights are missing; pip install stlpips-pytorch")
+    return Path(next(iter(spec.submodule_search_locations))) / "weights" / "vST0.0" / "vgg_shift_tolerant.pth"
+
+
+def _torchvision_state(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except Exception as error:
+        raise PadError(
+            f"backbone {name}: cannot download its weights ({error}); "
+            "give a local copy with --set backbone_weights=FILE, or use --set backbone=vgg16-st"
+        ) from None
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise PadError(f"backbone weights: no such file {path}") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PadError(f"backbone weights: cannot read {path} as plain weights: {reason}") from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise PadError(f"backbone weights: {path} is not a state dict of tensors")
+    return state
+
+
+def _fingerprint(state: Sequence[tuple[Tensor, Tensor]]) -> str:
+    """A short digest of the weights, so that a model can tell that it meets the backbone it was trained with."""
+    digest = hashlib.sha256()
+    for weight, bias in state:
+        digest.update(weight[:, :, 1, 1].contiguous().float().numpy().tobytes())
+        digest.update(bias.contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class RelativePerceptualL1(nn.Module):
+    """rho(x, y), over one layer or several (their weighted mean).
+
+    Args:
+        backbone: the feature extractor.
+        layers: {layer: weight}.
+        standardize: divide by "sigma" (the paper) or by "variance" (the authors' public code).
+
+    Images are (n, 1 or 3, h, w) in [-1, 1]. Higher is more different; 0 for equal images.
+    """
+
+    def __init__(self, backbone: Backbone, layers: Mapping[str, float], standardize: str = "sigma") -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.layers = dict(layers)
+        self.power = 1 if standardize == "sigma" else 2
+        self.statistics = nn.ModuleDict(
+            {name: _ChannelStatistics(backbone.convolutions[name].out_channels) for name in self.layers}
+        )
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """f(x) of each layer, (n, c, h', w'), not yet standardized."""
+        features = self.backbone(x)
+        return [features[name] for name in self.layers]
+
+    def standardize(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """f^ = (f - mu) / sigma of each layer."""
+        return [
+            self.statistics[name](f, self.power) for name, f in zip(self.layers, features, strict=True)
+        ]
+
+    def prepare(self, x: Tensor) -> list[Tensor]:
+        """f^(x) of each layer: what `compare` needs of the first image, to compute it once."""
+        return self.standardize(self.features(x))
+
+    def compare(self, reference: Sequence[Tensor], y: Tensor) -> Tensor:
+        """rho of prepared x and of images y, (n,)."""
+        total = torch.zeros(len(y), device=y.device)
+        for f_x, f_y, weight in zip(reference, self.prepare(y), self.layers.values(), strict=True):
+            difference = (f_x - f_y).abs().flatten(1).sum(1, dtype=torch.float32)
+            total = total + weight * difference / _norm(f_x)
+        return total / sum(self.layers.values())
+
+    def map(self, reference: Sequence[Tensor], y: Tensor, size: int) -> Tensor:
+        """rho before its spatial mean, (n, size, size): its mean over the pixels is rho."""
+        total = torch.zeros(len(y), 1, size, size, device=y.device)
+        for f_x, f_y, weight in zip(reference, self.prepare(y), self.layers.values(), strict=True):
+            difference = (f_x - f_y).abs().sum(1, keepdim=True, dtype=torch.float32)
+            density = difference * difference[0].numel() / _norm(f_x)[:, None, None, None]
+            fine = F.interpolate(density, size=(size, size), mode="bilinear")
+            # Up-sampling moves the mean a little at the border: bring it back, so that maps add up to scores.
+            fine = fine * (density.mean((1, 2, 3)) / fine.mean((1, 2, 3)).clamp_min(1e-12))[:, None, None, None]
+            total = total + weight * fine
+        return total[:, 0] / sum(self.layers.values())
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.compare(self.prepare(x), y)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Sequence[Tensor]]) -> RelativePerceptualL1:
+        """Sets mu and sigma of each layer from batches of `features`. Raises PadError if there are none."""
+        count = [0] * len(self.layers)
+        sums = [[torch.zeros(()), torch.zeros(())] for _ in self.layers]
+        for features in batches:
+            for i, f in enumerate(features):
+                flat = f.float().transpose(0, 1).flatten(1).cpu()
+                count[i] += flat.shape[1]
+                sums[i][0] = sums[i][0] + flat.sum(1, dtype=torch.float64)
+                sums[i][1] = sums[i][1] + flat.square().sum(1, dtype=torch.float64)
+        for name, n, (total, squares) in zip(self.layers, count, sums, strict=True):
+            if not n:
+                raise PadError("feature statistics: no images were given")
+            mean = total / n
+            self.statistics[name].set(mean, (squares / n - mean.square()).clamp_min(0).sqrt())
+        return self
+
+
+def _norm(f_x: Tensor) -> Tensor:
+    return f_x.abs().flatten(1).sum(1, dtype=torch.float32).clamp_min(1e-6).detach()
+
+
+class _ChannelStatistics(nn.Module):
+    """mu and sigma of a layer, (c,) each; they travel with the model."""
+
+    mean: Tensor
+    sigma: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("sigma", torch.ones(channels))
+
+    def set(self, mean: Tensor, sigma: Tensor) -> None:
+        # A channel that never responds says nothing: with sigma far below the others it would drown them.
+        floor = 0.01 * float(sigma.mean()) or 1.0
+        self.mean.copy_(mean)
+        self.sigma.copy_(sigma.clamp_min(floor))
+
+    def forward(self, f: Tensor, power: int) -> Tensor:
+        scale = self.sigma.pow(-power)
+        shift = -self.mean * scale
+        return f * scale.to(f.dtype)[:, None, None] + shift.to(f.dtype)[:, None, None]

@@ -1,0 +1,345 @@
+"""Training: one step of the method, and everything a step needs to go on exactly where it stopped.
+
+Per step (arXiv:1909.05904, section 3): `n_critic` updates of the critics D_x and D_z, then one of E and G:
+
+    G follows grad L_G + w_G grad L_rec,    E follows grad L_E + w_E grad L_rec
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pad.balancing import GradientNormalizer
+from pad.config import Config
+from pad.devices import cast_backbone, pick_precision
+from pad.errors import PadError
+from pad.losses import adversarial_loss, critic_loss, gradient_penalty
+from pad.networks import build_networks
+from pad.perceptual import RelativePerceptualL1
+from pad.similarity import build_similarity
+
+CACHE_BYTES = 1 << 30  # features of the training images are kept while they fit in here
+
+
+class Images(Protocol):
+    """The training images: a length, and any of them as a batch (n, channels, size, size) in [-1, 1]."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> Tensor: ...
+
+
+class MemoryImages:
+    """Training images (n, channels, size, size) in [-1, 1] held in memory in half precision."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images.half()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.images[indices].float()
+
+
+class Sampler:
+    """An endless shuffled stream of indices below n; each epoch in a new order."""
+
+    def __init__(self, n: int, generator: torch.Generator) -> None:
+        self.n, self.generator = n, generator
+        self.queue = torch.empty(0, dtype=torch.int64)
+
+    def take(self, count: int) -> Tensor:
+        while len(self.queue) < count:
+            self.queue = torch.cat([self.queue, torch.randperm(self.n, generator=self.generator)])
+        taken, self.queue = self.queue[:count], self.queue[count:]
+        return taken
+
+
+class Trainer:
+    """The networks of a recipe, their optimizers, and `step()`.
+
+    Args:
+        config: the recipe.
+        images: normal images to train on.
+        device: where to train.
+        statistics_images: images that mu and sigma of the perceptual features come from; default `images`.
+
+    Raises:
+        PadError: widths that do not fit the sizes, or a backbone that cannot be had.
+    """
+
+    def __init__(
+        self, config: Config, images: Images, device: torch.device, statistics_images: Images | None = None
+    ) -> None:
+        self.config, self.images, self.device = config, images, device
+        self.dtype = pick_precision(config.precision, device)
+        torch.manual_seed(config.seed)
+        self.random = torch.Generator().manual_seed(config.seed)
+        self.networks = build_networks(config).to(device=device, memory_format=torch.channels_last)
+        self.averaged = nn.ModuleDict(
+            {name: copy.deepcopy(self.networks[name]) for name in ("encoder", "generator")}
+        ).requires_grad_(False)
+        self.averaged.eval()
+        self.similarity = build_similarity(config).to(device)
+        cast_backbone(self.similarity, self.dtype)
+        self._features: list[Tensor] | None = None
+        if isinstance(self.similarity, RelativePerceptualL1):
+            self._fit_similarity(self.similarity, statistics_images)
+        self.sampler = Sampler(len(images), self.random)
+        encoder, generator = self.networks["encoder"], self.networks["generator"]
+        self.optimizers = {
+            "networks": self._adam([*encoder.parameters(), *generator.parameters()], config.learning_rate),
+            "image_critic": self._adam(
+                self.networks["image_critic"].parameters(), config.critic_learning_rate
+            ),
+            "latent_critic": self._adam(
+                self.networks["latent_critic"].parameters(), config.critic_learning_rate
+            ),
+        }
+        self.balancers = {
+            name: GradientNormalizer(config.balance_target) for name in ("encoder", "generator")
+        }
+        self.steps_done = 0
+        self.critic_steps_done = 0
+        self.compiled = (
+            {n: torch.compile(m) for n, m in self.networks.items()} if config.compile else dict(self.networks)
+        )
+
+    # One step
+
+    def step(self, progress: float) -> dict[str, Tensor]:
+        """One update of everything. `progress` in [0, 1) is the share of the training done, for the schedule.
+        Returns the losses, scalars on the device, unchecked."""
+        self._set_learning_rates(progress)
+        losses: dict[str, Tensor] = {}
+        if self._image_critic_on or self._latent_critic_on:
+            for _ in range(self.config.n_critic):
+                losses.update(self._critic_step())
+        losses.update(self._encoder_generator_step())
+        self.steps_done += 1
+        self._average()
+        return losses
+
+    @property
+    def _image_critic_on(self) -> bool:
+        return self.config.image_critic and self.steps_done >= self.config.image_critic_from
+
+    @property
+    def _latent_critic_on(self) -> bool:
+        return self.config.latent_critic and self.steps_done >= self.config.latent_critic_from
+
+    def _critic_step(self) -> dict[str, Tensor]:
+        x, _ = self._images()
+        z = self._prior(len(x))
+        penalize = self.critic_steps_done % self.config.gradient_penalty_every == 0
+        losses = {}
+        if self._latent_critic_on:
+            with torch.no_grad(), self._autocast():
+                fake_z = self.compiled["encoder"](x).float()
+            losses["latent_critic_loss"] = self._update_critic("latent_critic", z, fake_z, penalize)
+        if self._image_critic_on:
+            with torch.no_grad(), self._autocast():
+                fake_x = self.compiled["generator"](z).float()
+            losses["image_critic_loss"] = self._update_critic("image_critic", x, fake_x, penalize)
+        self.critic_steps_done += 1
+        return losses
+
+    def _update_critic(self, name: str, real: Tensor, fake: Tensor, penalize: bool) -> Tensor:
+        config, network, critic = self.config, self.networks[name], self.compiled[name]
+        network.requires_grad_(True)
+        with self._autocast():
+            real_criticism, fake_criticism = critic(real).float(), critic(fake).float()
+            loss = critic_loss(real_criticism, fake_criticism, config.drift)
+            if penalize and config.gradient_penalty:
+                # A lazy penalty comes every k-th step and k times as strong (Karras et al., arXiv:1912.04958).
+                strength = config.gradient_penalty * config.gradient_penalty_every
+                loss = loss + strength * gradient_penalty(network, real, fake, self.random)
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        network.requires_grad_(False)
+        return (real_criticism.mean() - fake_criticism.mean()).detach()
+
+    def _encoder_generator_step(self) -> dict[str, Tensor]:
+        encoder, generator = self.networks["encoder"], self.networks["generator"]
+        theta_e, theta_g = list(encoder.parameters()), list(generator.parameters())
+        x, reference = self._images(with_reference=True)
+        with self._autocast():
+            z_x = self.compiled["encoder"](x)
+            rec_loss = self.similarity.compare(reference, self.compiled["generator"](z_x).float()).mean()
+            losses = {"rec_loss": rec_loss}
+            adversarial: dict[str, list[Tensor] | None] = {"encoder": None, "generator": None}
+            if self._latent_critic_on:
+                losses["encoder_loss"] = adversarial_loss(self.compiled["latent_critic"](z_x.float()).float())
+            if self._image_critic_on:
+                fake_x = self.compiled["generator"](self._prior(len(x)))
+                losses["generator_loss"] = adversarial_loss(
+                    self.compiled["image_critic"](fake_x.float()).float()
+                )
+        if "encoder_loss" in losses:
+            adversarial["encoder"] = list(
+                torch.autograd.grad(losses["encoder_loss"], theta_e, retain_graph=True)
+            )
+        if "generator_loss" in losses:
+            adversarial["generator"] = list(torch.autograd.grad(losses["generator_loss"], theta_g))
+        rec = torch.autograd.grad(rec_loss, [*theta_e, *theta_g])
+        reconstruction = {"encoder": rec[: len(theta_e)], "generator": rec[len(theta_e) :]}
+        for name, theta in (("encoder", theta_e), ("generator", theta_g)):
+            self._follow(name, theta, adversarial[name], reconstruction[name])
+        self.optimizers["networks"].step()
+        return {key: value.detach() for key, value in losses.items()}
+
+    def _follow(
+        self, name: str, theta: list[Tensor], adversarial: list[Tensor] | None, rec: tuple[Tensor, ...]
+    ) -> None:
+        """theta.grad = adversarial + w * reconstruction"""
+        if adversarial is None:
+            for p, g_rec in zip(theta, rec, strict=True):
+                p.grad = g_rec
+            return
+        if self.config.balancing != "fixed" and self.steps_done % self.config.balance_every == 0:
+            layers = [i for i, p in enumerate(theta) if p.dim() > 1]
+            self.balancers[name].update([adversarial[i] for i in layers], [rec[i] for i in layers])
+        weight = self.weights[name]
+        for p, g_adv, g_rec in zip(theta, adversarial, rec, strict=True):
+            p.grad = g_adv + weight * g_rec
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """w_E and w_G by the name of the network."""
+        if self.config.balancing == "fixed":
+            return {"encoder": self.config.encoder_weight, "generator": self.config.generator_weight}
+        return {name: balancer.weight for name, balancer in self.balancers.items()}
+
+    # What a step needs
+
+    def _prior(self, n: int) -> Tensor:
+        r = self.config.latent_resolution
+        return torch.randn(n, self.config.latent_dim, r, r, generator=self.random).to(self.device)
+
+    def _images(self, with_reference: bool = False) -> tuple[Tensor, Any]:
+        """The next batch, and what the similarity needs of it (cached features where there are)."""
+        indices = self.sampler.take(self.config.batch_size)
+        x = self._augment(self.images.batch(indices)).to(self.device)
+        if not with_reference:
+            return x, None
+        with torch.no_grad(), self._autocast():
+            if self._features is None:
+                return x, self.similarity.prepare(x)
+            assert isinstance(self.similarity, RelativePerceptualL1)
+            return x, self.similarity.standardize([f[indices].to(self.device) for f in self._features])
+
+    @property
+    def _augmenting(self) -> bool:
+        return self.config.augment_shift > 0 or self.config.augment_flip
+
+    def _augment(self, x: Tensor) -> Tensor:
+        if self.config.augment_flip:
+            flip = torch.rand(len(x), generator=self.random) < 0.5
+            x = torch.where(flip[:, None, None, None], x.flip(3), x)
+        if shift := self.config.augment_shift:
+            size = x.shape[-1]
+            padded = F.pad(x, (shift,) * 4, mode="replicate")
+            offsets = torch.randint(0, 2 * shift + 1, (len(x), 2), generator=self.random).tolist()
+            x = torch.stack(
+                [p[:, i : i + size, j : j + size] for p, (i, j) in zip(padded, offsets, strict=True)]
+            )
+        return x
+
+    def _fit_similarity(self, similarity: RelativePerceptualL1, statistics_images: Images | None) -> None:
+        """mu and sigma; in the same pass the features of the training images are kept, if they fit."""
+        kept: list[list[Tensor]] = []
+        room = CACHE_BYTES if not self._augmenting else 0
+
+        def features(images: Images, keep: bool) -> Iterator[list[Tensor]]:
+            nonlocal room
+            for indices in torch.arange(len(images)).split(64):
+                with torch.no_grad():
+                    batch = similarity.features(images.batch(indices).to(self.device))
+                room -= sum(f.numel() * f.element_size() for f in batch)
+                if keep and room >= 0:
+                    kept.append(batch)
+                yield batch
+
+        similarity.fit(features(statistics_images or self.images, keep=statistics_images is None))
+        if statistics_images is not None and room > 0:
+            for _ in features(self.images, keep=True):
+                pass
+        if sum(len(batch[0]) for batch in kept) == len(self.images):
+            self._features = [torch.cat(layer) for layer in zip(*kept, strict=True)]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def _adam(self, parameters: Any, rate: float) -> torch.optim.Adam:
+        config = self.config
+        return torch.optim.Adam(parameters, rate, config.betas, weight_decay=config.weight_decay)
+
+    def _set_learning_rates(self, progress: float) -> None:
+        factor = 0.5 * (1 + math.cos(math.pi * progress)) if self.config.schedule == "cosine" else 1.0
+        for name, optimizer in self.optimizers.items():
+            networks = name == "networks"
+            rate = self.config.learning_rate if networks else self.config.critic_learning_rate
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """The exponential average of the weights of E and G; it starts short, so that it forgets the
+        untrained ones."""
+        decay = min(self.config.ema, (1 + self.steps_done) / (10 + self.steps_done))
+        for name, average in self.averaged.items():
+            source = self.networks[name].state_dict()
+            for key, value in average.state_dict().items():
+                if value.is_floating_point():
+                    value.lerp_(source[key], 1 - decay)
+                else:
+                    value.copy_(source[key])
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on bit for bit: plain tensors and numbers."""
+        return {
+            "networks": self.networks.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "balancers": {name: b.state_dict() for name, b in self.balancers.items()},
+            "random": self.random.get_state(),
+            "queue": self.sampler.queue.clone(),
+            "steps_done": self.steps_done,
+            "critic_steps_done": self.critic_steps_done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.networks.load_state_dict(state["networks"])
+        self.averaged.load_state_dict(state["averaged"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, balancer in self.balancers.items():
+            balancer.load_state_dict(state["balancers"][name])
+        self.random.set_state(state["random"].cpu())
+        self.sampler.queue = state["queue"].cpu()
+        self.steps_done = int(state["steps_done"])
+        self.critic_steps_done = int(state["critic_steps_done"])
+
+
+def check_finite(losses: dict[str, Tensor], step: int) -> dict[str, float]:
+    """The losses as numbers. Raises PadError if one is no longer finite."""
+    numbers = {name: float(value) for name, value in losses.items()}
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise PadError(
+                f"training stopped at step {step}: {name} is {value}; the last good checkpoint is kept; "
+                "try a lower learning_rate or critic_learning_rate"
+            )
+    return numbers
