@@ -1,0 +1,291 @@
+"""The detector: A(x) = rho(x, G(E(x))), higher is more anomalous (arXiv:1909.05904, section 3.2).
+
+`pad.load(MODEL)` gives one that is trained, `pad.fit(images)` trains one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pad.calibration import Calibration
+from pad.config import Config, from_mapping, to_mapping
+from pad.devices import cast_backbone, pick_device, pick_precision
+from pad.errors import PadError
+from pad.networks import build_networks
+from pad.perceptual import RelativePerceptualL1
+from pad.similarity import Similarity, build_similarity
+
+if TYPE_CHECKING:
+    from pad.data import ImageSet
+    from pad.explain import Explanation
+
+BATCH_SIZE = 64
+
+
+class Detector:
+    """Scores images by how far they lie from the nearest image that the generator can make.
+
+    Attributes:
+        config: the recipe it was trained by.
+        calibration: the scores of held-out normal images, or None.
+        card: where it comes from: versions, data, training (plain types).
+        device: where it computes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        networks: nn.ModuleDict,
+        similarity: Similarity,
+        device: torch.device,
+        calibration: Calibration | None = None,
+        card: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config, self.device, self.calibration = config, device, calibration
+        self.card: dict[str, Any] = dict(card or {})
+        self.dtype = pick_precision(config.precision, device)
+        self.networks = networks.to(device=device, memory_format=torch.channels_last)
+        self.networks.requires_grad_(False).eval()
+        self.similarity = similarity.to(device)
+        cast_backbone(self.similarity, self.dtype)
+
+    # Batches of tensors (n, channels, size, size) in [-1, 1]
+
+    def encode(self, x: Tensor) -> Tensor:
+        """E(x), (n, d * r * r) float32 on the CPU: near N(0, I) for normal images."""
+        with torch.no_grad(), self._autocast():
+            return self.networks["encoder"](x.to(self.device)).float().flatten(1).cpu()
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The nearest normal image that the generator can make, (n, channels, size, size) in [-1, 1]."""
+        return self._nearest(x.to(self.device))[1].clamp(-1, 1).cpu()
+
+    def score_batch(self, x: Tensor) -> Tensor:
+        """A(x), (n,) float32 on the CPU."""
+        reference, nearest = self._nearest(x.to(self.device))
+        with torch.no_grad(), self._autocast():
+            return self.similarity.compare(reference, nearest).float().cpu()
+
+    def anomaly_map(self, x: Tensor) -> Tensor:
+        """Where the image differs, (n, size, size) float32 >= 0; the mean over its pixels is the score."""
+        reference, nearest = self._nearest(x.to(self.device))
+        with torch.no_grad(), self._autocast():
+            return self.similarity.map(reference, nearest, self.config.size).float().cpu()
+
+    def _nearest(self, x: Tensor) -> tuple[Any, Tensor]:
+        """What the similarity needs of x, and G(z) for z = E(x), refined if the recipe says so."""
+        with torch.no_grad(), self._autocast():
+            reference = self.similarity.prepare(x)
+            z = self.networks["encoder"](x).float()
+        if self.config.refine_steps:
+            z = self._refine(reference, z)
+        with torch.no_grad(), self._autocast():
+            return reference, self.networks["generator"](z).float()
+
+    def _refine(self, reference: Any, z: Tensor) -> Tensor:
+        """Gradient steps on z from E(x) towards the closest generated image, argmin_z rho(x, G(z))."""
+        z = z.clone().requires_grad_(True)
+        optimizer = torch.optim.Adam([z], lr=self.config.refine_rate)
+        for _ in range(self.config.refine_steps):
+            with torch.enable_grad(), self._autocast():
+                # A sum, and Adam is elementwise: each image goes its own way whatever its batch.
+                distance = self.similarity.compare(reference, self.networks["generator"](z).float()).sum()
+            (z.grad,) = torch.autograd.grad(distance, z)
+            optimizer.step()
+        return z.detach()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    # Images of any kind
+
+    def score(self, images: Any) -> np.ndarray:
+        """Anomaly scores, (n,) float32; higher is more anomalous.
+
+        Args:
+            images: paths, PIL images, uint8 arrays (n, H, W[, C]), float tensors (n, C, H, W) in [-1, 1],
+                or an ImageSet.
+
+        Raises:
+            PadError: an image that cannot be read, named.
+        """
+        scores = [self.score_batch(batch).numpy() for batch in self._batches(images)]
+        return np.concatenate(scores) if scores else np.empty(0, np.float32)
+
+    def p_values(self, images: Any) -> np.ndarray:
+        """Conformal p-values, (n,) float64 in (0, 1]: how often a normal image scores at least as high.
+
+        Raises PadError if the model has no calibration, or an image cannot be read.
+        """
+        return self._calibrated().p_values(self.score(images))
+
+    def predict(self, images: Any, fpr: float = 0.05) -> np.ndarray:
+        """True for anomalies, (n,) bool; on new normal images at most the share `fpr` is flagged.
+
+        Raises PadError if the model has no calibration, or an image cannot be read.
+        """
+        return self._calibrated().verdicts(self.score(images), fpr)
+
+    def explain(self, images: Any, fpr: float = 0.05) -> list[Explanation]:
+        """Why: for each image the nearest normal image that the generator can make, and where it differs.
+
+        Raises PadError if an image cannot be read.
+        """
+        from pad.explain import explain_images
+
+        return list(explain_images(self, images, fpr))
+
+    def calibrate(self, images: Any, extra: Mapping[str, Any] | None = None) -> Calibration:
+        """Sets the calibration from normal images that were not trained on.
+
+        Raises PadError if an image cannot be read.
+        """
+        self.calibration = Calibration(self.score(images).astype(np.float64), dict(extra or {}))
+        return self.calibration
+
+    def _calibrated(self) -> Calibration:
+        if self.calibration is None:
+            raise PadError("the model has no calibration; make one with `pad calibrate MODEL NORMAL_IMAGES`")
+        return self.calibration
+
+    def _batches(self, images: Any) -> Iterator[Tensor]:
+        from pad.data import ImageSet, stream
+        from pad.images import ImageError, batch_tensor
+
+        if isinstance(images, ImageSet):
+            for batch in stream(images, self.config, BATCH_SIZE):
+                for index, reason in batch.errors:
+                    raise ImageError(images.samples[index].name, reason)
+                yield batch.tensor
+        elif isinstance(images, np.ndarray | Tensor):
+            for start in range(0, len(images), BATCH_SIZE):
+                yield batch_tensor(images[start : start + BATCH_SIZE], self.config)
+        else:
+            if isinstance(images, str | Path) or not hasattr(images, "__iter__"):
+                images = [images]
+            iterator = iter(images)
+            while chunk := list(islice(iterator, BATCH_SIZE)):
+                yield batch_tensor(chunk, self.config)
+
+    # Model folders
+
+    def save(self, folder: str | Path, readme: str | None = None) -> None:
+        """Writes a model folder (DESIGN: model.safetensors, config.yaml, calibration.json, README.md), whole
+        or not at all. Raises PadError if it cannot be written."""
+        from pad.card import model_card
+        from pad.modelfolder import write_model
+
+        tensors = {**self.networks.state_dict(), **_statistics(self.similarity)}
+        # The path of a weights file means nothing on another machine; the fingerprint says which it was.
+        recipe = {**to_mapping(self.config), "backbone_weights": None}
+        config = {"recipe": recipe, "backbone": _backbone_card(self.similarity), **self.card}
+        calibration = None if self.calibration is None else self.calibration.to_dict()
+        write_model(Path(folder), tensors, config, calibration, readme or model_card(self))
+
+    @classmethod
+    def load(cls, model: str | Path, device: str = "auto", backbone_weights: str | None = None) -> Detector:
+        """See `load`."""
+        from pad.hub import resolve_model
+        from pad.modelfolder import check_tensors, read_model
+
+        folder = resolve_model(str(model))
+        files = read_model(folder)
+        config = from_mapping(files.config["recipe"], f"{folder / 'config.yaml'}")
+        config = dataclasses.replace(config, backbone_weights=backbone_weights)
+        with torch.device("meta"):
+            networks = build_networks(config)
+        similarity = build_similarity(config)
+        expected = {**networks.state_dict(), **_statistics(similarity)}
+        check_tensors(files.tensors, expected, folder / "model.safetensors")
+        _check_backbone(files.config.get("backbone"), similarity, folder)
+        networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
+        for key, value in _statistics(similarity).items():
+            value.copy_(files.tensors[key])
+        calibration = files.calibration and Calibration.from_dict(
+            files.calibration, f"{folder / 'calibration.json'}"
+        )
+        card = {k: v for k, v in files.config.items() if k not in ("format", "recipe", "backbone")}
+        return cls(config, networks, similarity, pick_device(device), calibration or None, card)
+
+
+def _statistics(similarity: Similarity) -> dict[str, Tensor]:
+    """mu and sigma as they are named in model.safetensors; they are all that a similarity adds to it."""
+    if not isinstance(similarity, RelativePerceptualL1):
+        return {}
+    return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}
+
+
+def _backbone_card(similarity: Similarity) -> dict[str, str]:
+    if not isinstance(similarity, RelativePerceptualL1):
+        return {}
+    return {"name": similarity.backbone.name, "fingerprint": similarity.backbone.fingerprint}
+
+
+def _check_backbone(recorded: Any, similarity: Similarity, folder: Path) -> None:
+    present = _backbone_card(similarity)
+    if isinstance(recorded, Mapping) and present and recorded.get("fingerprint") != present["fingerprint"]:
+        raise PadError(
+            f"{folder} was trained with other weights of the backbone {present['name']} than are installed here, "
+            "so its scores would not be comparable; give the right file with --backbone-weights"
+        )
+
+
+def load(model: str | Path, device: str = "auto", backbone_weights: str | None = None) -> Detector:
+    """A trained detector.
+
+    Args:
+        model: a run folder, a model folder, `zoo:NAME`, or `hf-hub:ORG/REPO[@REVISION]`.
+        device: auto, cpu, cuda or mps.
+        backbone_weights: a local file of weights for the backbones vgg16 and vgg19.
+
+    Raises:
+        PadError: no such model, or one that is damaged, unsafe or made by a newer format.
+    """
+    return Detector.load(model, device, backbone_weights)
+
+
+def fit(
+    images: Any,
+    config: Config | str | None = None,
+    device: str = "auto",
+    minutes: float | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Detector:
+    """Trains a detector on normal images and calibrates it on a part of them that it keeps back.
+
+    Args:
+        images: as for `Detector.score`.
+        config: a Config, a recipe's name or file; default: the recipe `folder`, which looks at the images.
+        device: auto, cpu, cuda or mps.
+        minutes: train so long instead of for `steps`.
+        progress: show a progress bar.
+        settings: any setting of the recipe, such as `steps=300`.
+
+    Raises:
+        PadError: too few images, an image that cannot be read, or a setting that does not fit.
+    """
+    from pad.data import as_image_set
+    from pad.recipes import build_config
+    from pad.runs import split_images, train_detector
+
+    image_set = as_image_set(images)
+    if isinstance(config, Config):
+        recipe = config.replace(**settings) if settings else config
+    else:
+        recipe = build_config(config, settings, image_set)
+    training, calibration = split_images(image_set, recipe)
+    return train_detector(
+        recipe, training, calibration, pick_device(device), minutes=minutes, progress=progress
+    )
+
+
+__all__ = ["BATCH_SIZE", "Detector", "fit", "load"]
