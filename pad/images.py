@@ -1,0 +1,259 @@
+"""Images in, tensors out: every file format and pixel mode becomes float32 (channels, size, size) in [-1, 1].
+
+What is decided here, so that training and scoring see a picture the same way:
+
+- Of an animation or a multi-page file, the first frame. EXIF orientation is applied.
+- Transparent pixels are composited over white, as viewers and printers show them.
+- 16-bit grey keeps its depth and is divided by 65535. Pillow has no 16-bit colour, so that is read at 8 bits.
+- Float pixels are taken as 0..1, or 0..255, or 0..65535: the smallest of these that holds the picture.
+- `config.crop`: a centre crop of that side in pixels of the source (or the whole side where it is shorter).
+  `config.fit`: then the largest centred square ("crop"), or the whole picture ("stretch"), resized
+  with antialiasing to `config.size`. Cropping comes first, so that a panorama costs no more than its centre.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from pad.config import Config
+from pad.errors import PadError
+
+# The decoders that may run on a user's files; Pillow's others (EPS, which starts Ghostscript, for one) may
+# not.
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_TOLERANCE = 1e-3  # by which a float tensor may leave [-1, 1], for the rounding of whoever made it
+
+# read_image() checks the size itself and refuses. Pillow's own warning would only be noise beside that, and
+# silencing it around each call (warnings.catch_warnings) is not safe in threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class ImageError(PadError):
+    """One image that cannot be used. `reason` is the message without the name of the image."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}" if name else reason)
+        self.reason = reason
+
+
+def read_image(source: str | os.PathLike[str] | bytes, name: str = "") -> Image.Image:
+    """The first frame of an image file (or of a file's bytes), upright by its EXIF orientation.
+
+    The mode is the file's own: grey 16-bit stays "I;16" or "I", float stays "F". `name` stands for the source
+    in error messages. Raises ImageError for a file that is missing, not readable, empty, truncated, not an
+    image of a supported format, or larger than Pillow's limit against decompression bombs
+    (`Image.MAX_IMAGE_PIXELS`).
+    """
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), len(source), name or "image")
+    name = name or os.fspath(source)
+    try:
+        status = Path(source).stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError(name, "a folder, not an image")
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+            raise ImageError(name, "not a regular file")
+        with Path(source).open("rb") as file:
+            return _decode(file, status.st_size, name)
+    except FileNotFoundError:
+        raise ImageError(name, "no such file") from None
+    except PermissionError:
+        raise ImageError(name, "permission denied") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(name, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _decode(file: IO[bytes], size: int, name: str) -> Image.Image:
+    if size == 0:
+        raise ImageError(name, "the file is empty")
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise Image.DecompressionBombError
+            image.load()
+            return _upright(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise ImageError(name, f"too large (a decompression bomb?): over {limit} million pixels") from None
+    except UnidentifiedImageError:
+        raise ImageError(name, "not an image of a supported format") from None
+    except MemoryError:
+        raise ImageError(name, "too large for the memory") from None
+    except Exception as error:  # decoders fail in many ways on broken bytes; all of them are the file's fault
+        text = " ".join(str(error).split()) or type(error).__name__
+        short = "truncated" if "truncated" in text.lower() else "damaged"
+        raise ImageError(name, f"the file is {short} ({text})") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # EXIF that cannot be parsed says nothing about the orientation; the pixels are good
+        return image.copy()
+
+
+def to_tensor(image: Image.Image | np.ndarray, config: Config) -> torch.Tensor:
+    """An image as the networks see it: float32 (channels, size, size) in [-1, 1].
+
+    `image` is a PIL image of any mode or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+    Raises ImageError for an array of another type or shape, or pixel values with no known scale.
+    """
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    planes, white = _planes(_crop(image, config), config.channels)
+    planes = _resize(planes, config.size)
+    return (planes.to(torch.float32) * (2.0 / white) - 1.0).clamp_(-1.0, 1.0)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise ImageError("", f"an image array must be uint8, not {array.dtype}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise ImageError("", f"an image array must be (H, W) or (H, W, 1, 3 or 4), not {array.shape}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _crop(image: Image.Image, config: Config) -> Image.Image:
+    width, height = image.size
+    if config.crop is not None:
+        width, height = min(width, config.crop), min(height, config.crop)
+    if config.fit == "crop":
+        width = height = min(width, height)
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _planes(image: Image.Image, channels: int) -> tuple[torch.Tensor, float]:
+    """Pixels as (channels, H, W), uint8 or float32, and the value that means white."""
+    if image.mode in _DEEP_MODES:
+        values, white = _deep(image)
+        return values.expand(channels, -1, -1), white
+    mode = "L" if channels == 1 else "RGB"
+    pixels = np.array(_opaque(image).convert(mode))
+    planes = torch.from_numpy(pixels)
+    return (planes[None] if channels == 1 else planes.permute(2, 0, 1)), 255.0
+
+
+def _deep(image: Image.Image) -> tuple[torch.Tensor, float]:
+    """A 16-bit, 32-bit or float picture as float32 (1, H, W), and the value that means white."""
+    values = np.asarray(image).astype(np.float32)
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ImageError("", "pixel values that are not finite numbers")
+    scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    white = next((scale for scale in scales if high <= scale), None)
+    if low < 0 or white is None:
+        raise ImageError("", f"pixel values from {low:g} to {high:g} have no known scale; save it as 16-bit")
+    return torch.from_numpy(values)[None], white
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The picture over white, where it has an alpha channel or a transparent colour."""
+    if not image.has_transparency_data:
+        return image
+    if image.mode == "La":
+        image = image.convert("LA")
+    front = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), front).convert("RGB")
+
+
+def _resize(planes: torch.Tensor, size: int) -> torch.Tensor:
+    """(..., H, W) to (..., size, size), bilinear with antialiasing; the type stays."""
+    if planes.shape[-2:] == (size, size):
+        return planes
+    return functional.resize(planes, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
+
+
+def batch_tensor(images: Any, config: Config) -> torch.Tensor:
+    """Images of any kind as one batch: float32 (n, channels, size, size) in [-1, 1].
+
+    `images` is a path or a PIL image, a sequence of paths, PIL images, uint8 arrays (H, W[, C]) or float
+    tensors (C, H, W), a uint8 array (n, H, W[, C]), or a float tensor (n, C, H, W) in [-1, 1] with C 1 or 3.
+    Float tensors are taken as prepared: `config.crop` does not apply, and they are resized only if their size
+    differs. Raises PadError, naming the index, for anything else and for images that cannot be read.
+    """
+    if isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind == "f"):
+        return _float_batch(torch.as_tensor(images), config)
+    if isinstance(images, str | os.PathLike | Image.Image):
+        images = [images]
+    if isinstance(images, np.ndarray):
+        _check_stack(images)
+    if not isinstance(images, Iterable):
+        raise PadError(f"images must be paths, PIL images, arrays or tensors, not {type(images).__name__}")
+    tensors = [_one(image, index, config) for index, image in enumerate(images)]
+    if not tensors:
+        raise PadError("no images were given")
+    return torch.stack(tensors)
+
+
+def _check_stack(array: np.ndarray) -> None:
+    if array.dtype == object:
+        return
+    single = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if single or array.ndim not in (3, 4):
+        hint = "; put a single image in a list" if single else ""
+        raise PadError(f"an array of images must be uint8 (n, H, W[, C]), not {array.shape}{hint}")
+
+
+def _one(image: Any, index: int, config: Config) -> torch.Tensor:
+    name = f"images[{index}]"
+    try:
+        if isinstance(image, str | os.PathLike):
+            name = f"{name} ({os.fspath(image)})"
+            return to_tensor(read_image(image, os.fspath(image)), config)
+        if isinstance(image, torch.Tensor) and image.dtype.is_floating_point:
+            return _float_batch(image[None], config)[0]
+        if isinstance(image, Image.Image | np.ndarray):
+            return to_tensor(image, config)
+    except ImageError as error:
+        raise ImageError(name, error.reason) from None
+    except PadError as error:
+        raise PadError(f"{name}: {error}") from None
+    except (OSError, ValueError) as error:  # a PIL image is lazy: its file may turn out broken only here
+        raise ImageError(name, f"cannot be decoded ({error})") from None
+    kind = f"{image.dtype} tensor" if isinstance(image, torch.Tensor) else type(image).__name__
+    raise PadError(f"{name}: expected a path, a PIL image, a uint8 array or a float tensor, not {kind}")
+
+
+def _float_batch(batch: torch.Tensor, config: Config) -> torch.Tensor:
+    shape = tuple(batch.shape)
+    if not batch.dtype.is_floating_point:
+        raise PadError(
+            f"a tensor of images must be float in [-1, 1], not {batch.dtype}; uint8 goes as an array"
+        )
+    if batch.ndim != 4 or shape[1] not in (1, 3) or 0 in shape:
+        raise PadError(f"a tensor of images must be (n, 1 or 3, H, W), not {shape}")
+    batch = batch.detach().to("cpu", torch.float32)
+    _check_range(batch)
+    if shape[1] != config.channels:
+        batch = functional.rgb_to_grayscale(batch) if config.channels == 1 else batch.expand(-1, 3, -1, -1)
+    if config.fit == "crop" and shape[2] != shape[3]:
+        batch = functional.center_crop(batch, [min(shape[2:])] * 2)
+    return _resize(batch, config.size).clamp(-1.0, 1.0).contiguous()
+
+
+def _check_range(batch: torch.Tensor) -> None:
+    flat = batch.flatten(1)
+    usable = torch.isfinite(flat).all(1) & (flat.abs() <= 1 + _TOLERANCE).all(1)
+    wrong: Sequence[int] = torch.nonzero(~usable).flatten().tolist()
+    if wrong:
+        low, high = float(flat[wrong[0]].min()), float(flat[wrong[0]].max())
+        raise PadError(f"images[{wrong[0]}]: values from {low:g} to {high:g}; a tensor must lie in [-1, 1]")
