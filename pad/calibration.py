@@ -1,0 +1,175 @@
+"""From scores to verdicts that keep a promise: split-conformal p-values.
+
+A part of the normal images is never trained on. Under the one assumption that a new normal image is
+exchangeable with those, its p-value is at most `fpr` with a probability of at most `fpr`, whatever the
+distribution of the scores and however few they are (Vovk et al., "Algorithmic Learning in a Random
+World", 2005; for anomaly detection Bates et al., "Testing for outliers with conformal p-values", 2023,
+who also show that Benjamini-Hochberg on them bounds the false discovery rate).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pad.errors import PadError
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """The scores of normal images that were not trained on.
+
+    Scores are single precision, as the detector makes them: given numbers are rounded to float32, then
+    kept sorted, as a float64 array of shape (n,), n >= 1. `extra` holds whatever else is measured on the
+    same images (plain JSON types). Raises PadError for no scores or for one that is not finite.
+    """
+
+    scores: NDArray[np.float64]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        scores = np.asarray(self.scores, dtype=np.float32).astype(np.float64)
+        if scores.ndim != 1 or scores.size == 0:
+            raise PadError("calibration needs a list of at least one score")
+        if not np.isfinite(scores).all():
+            raise PadError("calibration: every score must be a finite number")
+        object.__setattr__(self, "scores", np.sort(scores))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def smallest_rate(self) -> float:
+        """1 / (n + 1): the smallest p-value there is, so the lowest false-alarm rate that can be held."""
+        return 1 / (len(self) + 1)
+
+    def p_values(self, scores: ArrayLike) -> NDArray[np.float64]:
+        """Conformal p-values in [1/(n+1), 1], shape as `scores`: (1 + #{calibration >= score}) / (n + 1).
+
+        A score equal to a calibration score counts as no more anomalous than that one. The p-value of a
+        score that is not a number is not a number.
+        """
+        given = np.asarray(scores, dtype=np.float32).astype(np.float64)
+        at_least = len(self) - np.searchsorted(self.scores, given, side="left")
+        return np.where(np.isnan(given), np.nan, (1 + at_least) / (len(self) + 1))
+
+    def verdicts(self, scores: ArrayLike, fpr: float) -> NDArray[np.bool_]:
+        """True where the p-value is at most `fpr`: flagged as anomalous. A score that is not a number is
+        not flagged: it has no verdict, and whoever reports it says so.
+
+        On new normal images at most the share `fpr` is flagged, on average over calibration sets.
+        Raises PadError unless 0 < fpr < 1.
+        """
+        return self.p_values(scores) <= check_rate(fpr, "--fpr")
+
+    def threshold(self, fpr: float) -> float:
+        """The threshold of these verdicts: flagged if and only if `score >= threshold`; infinity if
+        nothing can be flagged at this rate.
+
+        With m the largest whole number for which m / (n + 1) <= fpr, an image is flagged when its score
+        is above the m-th largest calibration score c; one equal to c is not. The number given here lies
+        three quarters of the way from c to the next float32, so that the comparison comes out the same
+        for float32 scores, for their values in double precision, and for their nine digits in a file.
+        """
+        allowed = self._allowed(check_rate(fpr, "--fpr"))
+        if allowed == 0:
+            return math.inf
+        below = np.float32(self.scores[len(self) - allowed])
+        above = np.nextafter(below, np.float32(np.inf))
+        return float(below) + 0.75 * (float(above) - float(below))
+
+    def _allowed(self, fpr: float) -> int:
+        """The largest whole number m <= n for which m / (n + 1) <= fpr, in the arithmetic of p_values."""
+        total = len(self) + 1
+        candidates = np.arange(max(0, math.floor(fpr * total) - 1), math.floor(fpr * total) + 2)
+        return min(int(candidates[candidates / total <= fpr].max(initial=0)), len(self))
+
+    def note(self, fpr: float) -> str | None:
+        """A sentence for the user if there are too few calibration images for this rate, else None."""
+        if self.smallest_rate <= check_rate(fpr, "--fpr"):
+            return None
+        return (
+            f"{len(self)} calibration image{'s' if len(self) > 1 else ''} cannot hold a false-alarm rate of "
+            f"{_percent(fpr)}, so nothing is flagged; the lowest they can hold is "
+            f"{_percent(self.smallest_rate)} (--fpr {_round_up(self.smallest_rate)}). For {_percent(fpr)}, "
+            f"calibrate on at least {math.ceil(1 / fpr - 1e-9) - 1} normal images"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, as `calibration.json` holds them; `from_dict` gives the same object again."""
+        # Nine significant digits give back every float32.
+        return {"scores": [float(f"{score:.9g}") for score in self.scores], "extra": dict(self.extra)}
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "calibration.json") -> Calibration:
+        """The inverse of `to_dict`. Raises PadError, beginning with `where`, for anything else."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("scores"), list):
+            raise PadError(f"{where}: must hold 'scores', a list of numbers")
+        scores, extra = data["scores"], data.get("extra", {})
+        if not scores:
+            raise PadError(f"{where}: 'scores' is empty")
+        for score in scores:
+            # The comparison is false for what is not a number, too.
+            if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < 3e38:
+                raise PadError(f"{where}: 'scores' holds {score!r}, which is not a finite number")
+        if any(a > b for a, b in pairwise(scores)):
+            raise PadError(f"{where}: 'scores' is not sorted, so the file was changed by hand")
+        if not isinstance(extra, Mapping):
+            raise PadError(f"{where}: 'extra' must be a mapping")
+        return cls(np.array(scores, dtype=np.float64), dict(extra))
+
+
+def false_discovery(p_values: ArrayLike, fdr: float) -> NDArray[np.bool_]:
+    """Which images of a batch to flag so that the expected share of normal ones among the flagged is at
+    most `fdr`: Benjamini-Hochberg on conformal p-values, shape (m,). NaN is left out and not flagged.
+
+    Raises PadError unless 0 < fdr < 1.
+    """
+    from scipy.stats import false_discovery_control
+
+    check_rate(fdr, "--fdr")
+    p = np.asarray(p_values, dtype=np.float64)
+    judged = ~np.isnan(p)
+    flagged = np.zeros(p.shape, dtype=bool)
+    if judged.any():
+        flagged[judged] = false_discovery_control(p[judged], method="bh") <= fdr
+    return flagged
+
+
+def calibration_split(
+    n: int, fraction: float = 0.2, minimum: int = 50, seed: int = 0
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Which of `n` normal images to train on and which to keep for calibration: two sorted index arrays.
+
+    The share `fraction` goes to calibration, and at least `minimum` images where there are enough, but
+    never more than half. Raises PadError unless 0 < fraction < 1 and n >= 2.
+    """
+    check_rate(fraction, "calibration_fraction")
+    if n < 2:
+        raise PadError(f"{n} normal image(s) cannot be split into training and calibration; give at least 2")
+    kept = min(max(round(n * fraction), minimum, 1), n // 2)
+    order = np.random.default_rng(seed).permutation(n)
+    return np.sort(order[kept:]), np.sort(order[:kept])
+
+
+def check_rate(rate: float, name: str) -> float:
+    """`rate` if it lies between 0 and 1, both excluded. Raises PadError naming the argument otherwise."""
+    if not 0 < rate < 1:
+        raise PadError(f"{name} takes a rate between 0 and 1, such as 0.05, not {rate:g}")
+    return float(rate)
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.3g} %"
+
+
+def _round_up(rate: float) -> str:
+    """`rate` with two digits, never less than it is."""
+    step = 10.0 ** (math.floor(math.log10(rate)) - 1)
+    return f"{math.ceil(rate / step - 1e-9) * step:.2g}"

@@ -1,0 +1,194 @@
+"""The conformal calibration against independent computation, and its statistical promise."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from pad.calibration import Calibration, calibration_split, false_discovery
+from pad.errors import PadError
+
+
+def test_p_values_are_the_formula():
+    rng = np.random.default_rng(0)
+    calibration = Calibration(rng.integers(0, 20, 37) / 8)  # exact in float32, with ties
+    scores = np.concatenate([rng.integers(-3, 25, 50) / 8, [np.inf, -np.inf]])
+    wanted = [(1 + sum(c >= s for c in calibration.scores)) / 38 for s in scores]
+    np.testing.assert_array_equal(calibration.p_values(scores), wanted)
+    assert calibration.p_values(scores.reshape(2, 26)).shape == (2, 26)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 19, 20, 99, 100, 999])
+def test_threshold_gives_the_verdicts_of_the_p_values(n: int):
+    rng = np.random.default_rng(n)
+    calibration = Calibration(np.round(rng.gamma(3, 1, n), 1))  # ties
+    near = np.float32(calibration.scores)
+    scores = np.concatenate(
+        [near, np.nextafter(near, np.float32(np.inf)), np.nextafter(near, np.float32(-np.inf)),
+         rng.gamma(3, 1, 200).astype(np.float32)]
+    )  # fmt: skip
+    written = np.array([float(f"{s:.9g}") for s in scores])
+    for fpr in (0.001, 0.01, 0.05, 0.1, 0.2, 1 / 3, 0.5, 0.9, 0.999, 1 / (n + 1), 2 / (n + 1)):
+        if not 0 < fpr < 1:
+            continue
+        flagged = calibration.verdicts(scores, fpr)
+        np.testing.assert_array_equal(flagged, calibration.p_values(scores) <= fpr)
+        threshold = calibration.threshold(fpr)
+        for same in (scores, scores.astype(np.float64), written):
+            np.testing.assert_array_equal(same >= threshold, flagged)
+
+
+def test_too_few_images_for_the_rate():
+    calibration = Calibration(np.arange(9.0))
+    assert calibration.smallest_rate == 0.1
+    assert calibration.threshold(0.05) == math.inf
+    assert not calibration.verdicts([100.0, np.inf], 0.05).any()
+    note = calibration.note(0.05)
+    assert note is not None
+    assert "9 calibration images cannot hold a false-alarm rate of 5 %" in note
+    assert "the lowest they can hold is 10 % (--fpr 0.1)" in note
+    assert "at least 19 normal images" in note
+    assert calibration.note(0.1) is None
+    assert Calibration(np.arange(19.0)).note(0.05) is None
+
+
+@pytest.mark.parametrize("n", range(1, 60, 7))
+def test_the_rate_that_the_note_offers_can_be_held(n: int):
+    calibration = Calibration(np.arange(n))
+    note = calibration.note(0.001)
+    assert note is not None
+    offered = float(note.split("--fpr ")[1].split(")")[0])
+    assert calibration.note(offered) is None
+    assert calibration.verdicts([1e9], offered).all()
+
+
+def test_not_a_number_has_no_verdict():
+    calibration = Calibration(np.arange(99.0))
+    p = calibration.p_values([np.nan, 50.0])
+    assert np.isnan(p[0])
+    assert p[1] == 0.5
+    assert calibration.verdicts([np.nan, 500.0], 0.05).tolist() == [False, True]
+    for bad in ([], [1.0, np.nan], [np.inf], [[1.0, 2.0]]):
+        with pytest.raises(PadError):
+            Calibration(np.array(bad))
+
+
+def test_dict_round_trip_is_exact():
+    scores = np.random.default_rng(0).gamma(2, 0.3, 500).astype(np.float32)
+    calibration = Calibration(scores, {"map_scale": {"low": 0.1, "high": 2.0}})
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    np.testing.assert_array_equal(again.scores, np.sort(scores.astype(np.float64)))
+    assert again.extra == calibration.extra
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ([1.0], "must hold 'scores'"),
+        ({}, "must hold 'scores'"),
+        ({"scores": "1, 2"}, "must hold 'scores'"),
+        ({"scores": []}, "empty"),
+        ({"scores": [1.0, "2"]}, "'2'"),
+        ({"scores": [1.0, None]}, "None"),
+        ({"scores": [1.0, True]}, "True"),
+        ({"scores": [1.0, float("nan")]}, "nan"),
+        ({"scores": [1.0, float("inf")]}, "inf"),
+        ({"scores": [1.0, 10**400]}, "not a finite number"),
+        ({"scores": [2.0, 1.0]}, "not sorted"),
+        ({"scores": [1.0], "extra": []}, "'extra'"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(data: object, says: str):
+    with pytest.raises(PadError, match=r"^m/calibration\.json: ") as error:
+        Calibration.from_dict(data, where="m/calibration.json")
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 5.0, float("nan")])
+def test_rates_outside_their_range_are_refused(rate: float):
+    with pytest.raises(PadError, match="--fpr takes a rate"):
+        Calibration(np.arange(5.0)).verdicts([1.0], rate)
+    with pytest.raises(PadError, match="--fdr takes a rate"):
+        false_discovery([0.1], rate)
+
+
+def false_alarm_rates(fpr: float, leak: float = 0.0, splits: int = 1000) -> np.ndarray:
+    """False-alarm rates over random splits of exchangeable scores into 100 for calibration and 200 new
+    ones; `leak` is how much lower the scores of calibration images are, as if they were trained on."""
+    rng = np.random.default_rng(7)
+    pool = rng.lognormal(0, 0.4, 3000)
+    rates = []
+    for _ in range(splits):
+        drawn = rng.permutation(pool)[:300]
+        rates.append(Calibration(drawn[:100] * (1 - leak)).verdicts(drawn[100:], fpr).mean())
+    return np.array(rates)
+
+
+@pytest.mark.parametrize("fpr", [0.01, 0.05, 0.1, 0.2])
+def test_the_promise_holds_in_finite_samples(fpr: float):
+    rates = false_alarm_rates(fpr)
+    error = rates.std(ddof=1) / len(rates) ** 0.5
+    exact = math.floor(fpr * 101 + 1e-9) / 101  # what the method flags of continuous scores
+    assert rates.mean() <= fpr + 3 * error
+    assert abs(rates.mean() - exact) <= 4 * error
+
+
+@pytest.mark.parametrize("fpr", [0.01, 0.05, 0.1, 0.2])
+def test_calibrating_on_training_images_breaks_the_promise(fpr: float):
+    """The test above would catch it: scores that are lower for images trained on fail it."""
+    rates = false_alarm_rates(fpr, leak=0.15, splits=300)
+    assert rates.mean() > fpr + 3 * rates.std(ddof=1) / len(rates) ** 0.5
+
+
+def test_benjamini_hochberg_by_hand():
+    # Benjamini and Hochberg (1995), section 3.2: their example rejects the four smallest at 0.05.
+    p = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719,
+         0.6528, 0.7590, 1.000]  # fmt: skip
+    assert false_discovery(p, 0.05).tolist() == [True] * 4 + [False] * 11
+    shuffled = np.random.default_rng(0).permutation(15)
+    np.testing.assert_array_equal(false_discovery(np.array(p)[shuffled], 0.05), shuffled < 4)
+    # Step-up: 0.04 alone misses 0.05 * 1/2, but the larger one passes and takes it along.
+    assert false_discovery([0.04, 0.05], 0.05).tolist() == [True, True]
+    assert false_discovery([np.nan, 0.001, np.nan], 0.05).tolist() == [False, True, False]
+    assert false_discovery([], 0.05).tolist() == []
+
+
+def test_false_discoveries_are_bounded():
+    rng = np.random.default_rng(3)
+    shares = []
+    for _ in range(300):
+        calibration = Calibration(rng.normal(size=500))
+        scores = np.concatenate([rng.normal(size=180), rng.normal(4, 1, 20)])
+        flagged = false_discovery(calibration.p_values(scores), 0.2)
+        shares.append(flagged[:180].sum() / max(1, flagged.sum()))
+    assert 0.1 < np.mean(shares) <= 0.2 + 3 * np.std(shares) / 300**0.5
+
+
+@pytest.mark.parametrize(
+    ("n", "kept"), [(2, 1), (8, 4), (60, 30), (100, 50), (250, 50), (300, 60), (6000, 1200)]
+)
+def test_split_sizes(n: int, kept: int):
+    train, calibration = calibration_split(n, seed=1)
+    assert len(calibration) == kept
+    np.testing.assert_array_equal(np.sort(np.concatenate([train, calibration])), np.arange(n))
+
+
+def test_split_follows_the_seed():
+    first, second = calibration_split(500, seed=0)[1], calibration_split(500, seed=1)[1]
+    np.testing.assert_array_equal(first, calibration_split(500, seed=0)[1])
+    assert 5 <= len(np.intersect1d(first, second)) <= binom.ppf(0.9999, 100, 0.2)
+    with pytest.raises(PadError):
+        calibration_split(1)
+    with pytest.raises(PadError, match="calibration_fraction"):
+        calibration_split(100, 1.0)
+
+
+def test_imports_without_torch():
+    code = "import sys, pad.calibration, pad.evaluation; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
