@@ -1,0 +1,279 @@
+"""Finding a model: a run folder, a model folder, `zoo:NAME`, or `hf-hub:ORG/REPO[@REVISION]`.
+
+Downloads go through `huggingface_hub`, so its cache and its environment variables (HF_HOME, HF_TOKEN,
+HF_ENDPOINT, HF_HUB_OFFLINE) work as everywhere; an interrupted one is resumed and several processes may ask
+for the same model at once. Only the four files of a model folder are ever fetched, and their checksums are
+verified before anything reads them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pad.errors import PadError, did_you_mean
+from pad.modelfolder import CONFIG, FILES, WEIGHTS, present
+from pad.zooindex import ZooModel, is_inside, read_index, sha256, zoo_folder
+
+KINDS = "a run folder, a model folder, zoo:NAME or hf-hub:ORG/REPO[@REVISION]"
+_SPEC = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+
+def list_models() -> list[str]:
+    """The pretrained models, as `pad.load` takes them: `["zoo:fashion-mnist/ankle-boot", ...]`."""
+    return [f"zoo:{name}" for name in zoo_names()]
+
+
+def zoo_names(root: Path | None = None) -> list[str]:
+    """The names in the zoo's index and of the model folders that lie in the zoo, sorted."""
+    root = root or zoo_folder()
+    local = {path.parent.relative_to(root).as_posix() for path in root.glob(f"*/**/{WEIGHTS}")}
+    return sorted(local | set(read_index(root)))
+
+
+def resolve_model(spec: str | Path, root: Path | None = None) -> Path:
+    """The model folder that `spec` means, downloaded if need be.
+
+    Args:
+        spec: a run folder (its `model/` is taken), a model folder, `zoo:NAME`, `hf-hub:ORG/REPO[@REVISION]`.
+        root: the zoo's folder; the installed one by default.
+
+    Raises PadError, one line, if there is no such model (the nearest name is suggested) or if it cannot be
+    downloaded or does not have its checksums.
+    """
+    text = str(spec)
+    if text.startswith("zoo:"):
+        return _resolve_zoo(text.removeprefix("zoo:"), root or zoo_folder())
+    if text.startswith("hf-hub:"):
+        repo, revision = parse_hub_spec(text)
+        return download(repo, revision)
+    return _resolve_path(Path(spec), root)
+
+
+def _resolve_path(path: Path, root: Path | None) -> Path:
+    if present(path / "model"):
+        return path / "model"
+    if present(path):
+        return path
+    if path.is_file():
+        hint = f": name its folder, {path.parent}" if path.name in FILES else f": a model is {KINDS}"
+        raise PadError(f"{path} is a file, not a model{hint}")
+    if path.is_dir():
+        if (path / "checkpoints").exists() or (path / "log.jsonl").exists():
+            raise PadError(
+                f"{path} is a run that has not saved a model yet: let it reach its first checkpoint"
+            )
+        if (path / CONFIG).exists():
+            return path  # read_model names what is missing
+        raise PadError(f"{path} holds no model ({WEIGHTS}): a model is {KINDS}")
+    raise PadError(f"there is no model '{path}'{_nearest(path, root)}: a model is {KINDS}")
+
+
+def _nearest(path: Path, root: Path | None) -> str:
+    """The nearest zoo name or neighbouring folder to a path that does not exist."""
+    text = path.as_posix()
+    names = {name: f"zoo:{name}" for name in zoo_names(root)}
+    for prefix in ("zoo/", "zoo:", "zoo"):
+        if text.startswith(prefix):
+            text = text.removeprefix(prefix)
+            break
+    else:
+        if path.parent.is_dir():
+            names |= {p.as_posix(): p.as_posix() for p in path.parent.iterdir() if p.is_dir()}
+    if text in names:
+        return f"; did you mean '{names[text]}'?"
+    hint = did_you_mean(text, names)
+    for near, full in names.items():
+        if hint == did_you_mean(near, [near]):
+            return f"; did you mean '{full}'?"
+    return hint
+
+
+def _resolve_zoo(name: str, root: Path) -> Path:
+    index = read_index(root)
+    model = index.get(name)
+    if model is not None:
+        folder = root / model.folder
+        if present(folder):
+            return folder
+        if model.remote is not None:
+            return download_zoo_model(model)
+        raise PadError(f"zoo:{name} is in the index but neither installed nor published: reinstall pad")
+    if name and is_inside(name) and present(root / name):
+        return root / name
+    raise PadError(f"the zoo has no model '{name}'{suggest(name, root)}")
+
+
+def suggest(name: str, root: Path | None = None) -> str:
+    """`"; did you mean 'fashion-mnist/bag'?"`, or where to see the list."""
+    names = zoo_names(root)
+    short = [n for n in names if n.rsplit("/", 1)[-1] == name]
+    return (
+        did_you_mean(name, names) or did_you_mean(short[0] if short else "", names) or "; see `pad zoo list`"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- the hub
+
+
+def parse_hub_spec(spec: str) -> tuple[str, str | None]:
+    """`hf-hub:ORG/REPO[@REVISION]` as ("ORG/REPO", revision or None). Raises PadError for another form."""
+    match = _SPEC.fullmatch(spec.removeprefix("hf-hub:"))
+    if match is None or ".." in spec or "--" in match["repo"]:
+        raise PadError(f"'{spec}' is not of the form hf-hub:ORG/REPO[@REVISION]")
+    return match["repo"], match["revision"]
+
+
+def download_zoo_model(model: ZooModel, force: bool = False) -> Path:
+    """The folder of a model that the index says is remote, at its pinned revision and checksums."""
+    if model.remote is None:
+        raise PadError(f"zoo:{model.name} is not published anywhere")
+    files = {name: digest for name, digest in model.files.items() if name in FILES}
+    return download(model.remote["repo"], model.remote["revision"], files, force)
+
+
+def download(
+    repo: str, revision: str | None = None, checksums: Mapping[str, str] | None = None, force: bool = False
+) -> Path:
+    """Downloads a model folder into the hub client's cache, or takes it from there.
+
+    Args:
+        repo: "ORG/NAME".
+        revision: branch, tag or commit; the main branch if None.
+        checksums: sha256 by file, of every file that must be there.
+        force: download again what is in the cache.
+
+    Returns the folder in the cache; its files are what the hub, and `checksums`, say they are.
+    Raises PadError, one line, for no network, no such model or revision, no access, no space, wrong checksum.
+    """
+    folder = _snapshot(repo, revision, force)
+    fault = _wrong_file(folder, checksums or {})
+    if fault and not force and not _offline():  # a damaged cache is mended by downloading again, once
+        folder = _snapshot(repo, revision, force=True)
+        fault = _wrong_file(folder, checksums or {})
+    if fault:
+        raise PadError(f"hf-hub:{repo}: {fault}; refused. If it was damaged in the cache, delete {folder}")
+    if not (folder / WEIGHTS).exists():
+        raise PadError(
+            f"hf-hub:{repo}{f'@{revision}' if revision else ''} holds no model: it has no {WEIGHTS}"
+        )
+    return folder
+
+
+def _snapshot(repo: str, revision: str | None, force: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    from pad import __version__
+
+    try:
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=list(FILES),
+                library_name="pad",
+                library_version=__version__,
+                force_download=force,
+            )
+        )
+    except Exception as error:
+        raise explain(error, repo, revision) from None
+
+
+def _wrong_file(folder: Path, checksums: Mapping[str, str]) -> str:
+    """Which file is not what it should be, by the index and by the name of its blob in the cache; or ''."""
+    for name, digest in checksums.items():
+        if not (folder / name).is_file():
+            return f"it has no {name}"
+        found = sha256(folder / name)
+        if found != digest:
+            return f"{name} has sha256 {found[:12]}…, the index says {digest[:12]}…"
+    for name in FILES:
+        path = folder / name
+        # The hub names a blob by its sha256 (large files) or its git object id (small ones).
+        blob = path.readlink().name if path.is_symlink() else ""
+        found = sha256(path) if len(blob) == 64 else _git_id(path) if len(blob) == 40 else blob
+        if found != blob:
+            return f"{name} is not the file that the hub announced ({blob[:12]}…)"
+    return ""
+
+
+def _git_id(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------- errors
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def scrub(text: str) -> str:
+    """`text` in one line without the user's token, which must never reach output, files or errors."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token:
+        text = text.replace(token, "<token>")
+    return " ".join(re.sub(r"\bhf_\w{8,}", "<token>", text).split())
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def explain(error: Exception, repo: str, revision: str | None = None) -> Exception:
+    """What went wrong with the hub, as a PadError of one line; `error` itself if it is none of the known."""
+    from huggingface_hub import constants, errors
+
+    endpoint = constants.ENDPOINT
+    chain = list(_chain(error))
+    at = f"{repo}@{revision}" if revision else repo
+
+    def status(cause: BaseException) -> int:
+        return getattr(getattr(cause, "response", None), "status_code", 0) or 0
+
+    if isinstance(error, PadError):
+        return error
+    for cause in chain:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = constants.HF_HUB_CACHE
+            return PadError(f"no space left for {at} in {where}: free some, or set HF_HOME to another disk")
+        if isinstance(cause, errors.GatedRepoError):
+            return PadError(f"{repo} is gated: ask for access at {endpoint}/{repo}, then set HF_TOKEN")
+        if isinstance(cause, errors.RevisionNotFoundError):
+            return PadError(f"{repo} has no revision '{revision}' at {endpoint}")
+        if isinstance(cause, errors.RepositoryNotFoundError):
+            return PadError(f"there is no model {repo} at {endpoint} (if it is private, set HF_TOKEN)")
+        if status(cause) in (401, 403):
+            return PadError(
+                f"{endpoint} refuses access to {repo}: check that HF_TOKEN is valid and may do this"
+            )
+        if status(cause):
+            return PadError(f"{endpoint} answers with error {status(cause)} for {at}: try again later")
+    if _offline():
+        return PadError(
+            f"{at} is not in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set: unset it"
+        )
+    for cause in chain:
+        module = type(cause).__module__.partition(".")[0]
+        if module in ("httpx", "httpx2", "httpcore", "requests", "urllib3") or isinstance(
+            cause, ConnectionError
+        ):
+            return PadError(
+                f"cannot reach {endpoint} for {at} ({scrub(str(cause)):.100}), and it is not cached"
+            )
+        if isinstance(cause, errors.LocalEntryNotFoundError):
+            return PadError(f"cannot reach {endpoint} for {at}, and it is not in {constants.HF_HUB_CACHE}")
+    if isinstance(error, OSError):
+        return PadError(f"cannot download {at}: {scrub(error.strerror or str(error))}")
+    return error
