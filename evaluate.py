@@ -2,7 +2,7 @@
 
 import sys
 
-from pad.cli import main
+from pad.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]], program="evaluate.py"))
+    sys.exit(script("evaluate"))

@@ -2,7 +2,7 @@
 
 import sys
 
-from pad.cli import main
+from pad.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]], program="train.py"))
+    sys.exit(script("train"))

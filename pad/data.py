@@ -444,3 +444,37 @@ def load_all(
         kept += batch.indices
         errors += batch.errors
     return pixels[: len(kept)], kept, errors
+
+
+def as_image_set(images: Any) -> ImageSet:
+    """What `pad.fit` takes as an ImageSet: one already, paths (as `resolve` reads them), or images in memory.
+
+    Images in memory are PIL images, uint8 arrays (n, H, W[, C]), or float tensors (n, C, H, W) in [-1, 1],
+    which are rounded to 8 bits. Raises PadError, naming the index, for anything else.
+    """
+    if isinstance(images, ImageSet):
+        return images
+    if isinstance(images, str | os.PathLike):
+        return resolve([images], "train")
+    items = list(images)
+    if items and all(isinstance(item, str | os.PathLike) for item in items):
+        return resolve(items, "train")
+    contents: list[Content] = [_pixels(item, index) for index, item in enumerate(items)]
+    names = [f"image {index}" for index in range(len(items))]
+    return ImageSet([Sample(name) for name in names], contents, names, "memory")
+
+
+def _pixels(image: Any, index: int) -> np.ndarray:
+    if isinstance(image, Image.Image):
+        image = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    elif hasattr(image, "is_floating_point") and image.is_floating_point() and image.dim() == 3:
+        image = ((image.detach().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(0, -1).numpy()
+    array = np.asarray(image)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
+        raise PadError(
+            f"image {index}: takes a path, a PIL image, a uint8 array (H, W[, C]) or a float tensor (C, H, W), "
+            f"not {array.dtype} of shape {array.shape}"
+        )
+    return array

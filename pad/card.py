@@ -1,0 +1,32 @@
+"""The model card that a training run writes: what is known of the model, and how to use it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pad.detector import Detector
+
+
+def model_card(detector: Detector) -> str:
+    """README.md of a model folder, in Markdown."""
+    config, card = detector.config, detector.card
+    data, training = card.get("data", {}), card.get("training", {})
+    rows = {
+        "normal images": f"{data.get('images', '?')} from `{data.get('source', '?')}`",
+        "input": f"{config.size}x{config.size}, {'grey' if config.channels == 1 else 'colour'}",
+        "similarity": f"{config.similarity}, {config.backbone} {', '.join(config.layers)}"
+        if config.similarity == "relative-perceptual-l1"
+        else config.similarity,
+        "trained for": f"{training.get('steps', '?')} steps, {training.get('seconds', 0) / 60:.1f} minutes "
+        f"on {training.get('hardware', '?')}",
+        "seed": str(config.seed),
+        "calibrated on": f"{len(detector.calibration)} normal images never trained on"
+        if detector.calibration is not None
+        else "nothing yet: `pad calibrate MODEL NORMAL_IMAGES`",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return (
+        "# A perceptual anomaly detector\n\nTrained by `pad` on normal images alone; higher scores are more "
+        f"anomalous.\n\n| | |\n|---|---|\n{table}\n\n```\npython evaluate.py MODEL IMAGES --out results\n```\n"
+    )

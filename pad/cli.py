@@ -1,0 +1,157 @@
+"""The command line: `pad train | evaluate | calibrate | zoo`, and the scripts train.py and evaluate.py.
+
+Exit status: 0 done; 2 unusable arguments or input, with one line on standard error; 1 a fault of ours;
+3 anomalies were found and `--fail-on-anomaly` was given; 128 + n stopped by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from pad.errors import PadError
+
+Arguments = argparse.Namespace
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong argument in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_run("pad.commands", "train"))
+    parser.add_argument("--data", nargs="+", metavar="DATA", help="normal images: files, folders, globs, or a "
+                        "dataset and its normal class such as fashion-mnist:9")  # fmt: skip
+    parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--config", metavar="FILE|NAME", help="recipe (default: folder, which looks at the images)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value",
+                        help="change settings of the recipe")  # fmt: skip
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=_positive_int, metavar="N", help="train for N steps")
+    length.add_argument("--minutes", type=_positive, metavar="M", help="train for M minutes")
+    parser.add_argument("--from", dest="start", metavar="MODEL", help="go on from a trained model (fine-tuning)")
+    parser.add_argument("--resume", action="store_true", help="go on where RUN stopped")
+    parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
+    parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
+    _add_device(parser)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_run("pad.commands", "evaluate"))
+    _add_model_and_data(parser)
+    parser.add_argument("--out", metavar="DIR", help="write scores.csv and summary.json there; '-': scores to stdout")
+    parser.add_argument("--fpr", type=_rate, default=0.05, metavar="RATE",
+                        help="false-alarm rate on normal images (default 0.05)")  # fmt: skip
+    parser.add_argument("--fdr", type=_rate, metavar="RATE",
+                        help="bound the share of false ones among the flagged instead")  # fmt: skip
+    parser.add_argument("--format", choices=("csv", "jsonl", "json"), default="csv", help="of the scores file")
+    parser.add_argument("--fail-on-anomaly", action="store_true", help="exit with status 3 if anything is flagged")
+    _add_device(parser)
+    parser.add_argument("--batch-size", type=_positive_int, default=64, metavar="N")
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_run("pad.commands", "calibrate"))
+    _add_model_and_data(parser)
+    parser.add_argument("--out", metavar="DIR", help="write the recalibrated model there (default: in place)")
+    _add_device(parser)
+
+
+def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="run folder, model folder, zoo:NAME or hf-hub:ORG/REPO[@REV]")
+    parser.add_argument("data", nargs="+", metavar="DATA", help="images: files, folders, globs, or a dataset")
+    parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
+    parser.add_argument("--backbone-weights", metavar="FILE", help="weights of the backbones vgg16 and vgg19")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="where to compute")
+
+
+def _run(module: str, name: str) -> Callable[[Arguments], int]:
+    """A command, imported only when it runs: `--help` and wrong arguments answer at once."""
+
+    def call(arguments: Arguments) -> int:
+        import importlib
+
+        return getattr(importlib.import_module(module), name)(arguments)
+
+    return call
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes a whole number of at least 1, not '{text}'")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"takes a number above 0, not '{text}'")
+    return value
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"takes a rate between 0 and 1, such as 0.05, not '{text}'")
+    return value
+
+
+_COMMANDS = {
+    "train": (_add_train, "train a detector on normal images"),
+    "evaluate": (_add_evaluate, "score images with a trained detector"),
+    "calibrate": (_add_calibrate, "recalibrate a model on your own normal images, without training"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`pad ...`; returns the exit status."""
+    import pad
+    from pad.zoo_commands import add_parser
+
+    parser = _Parser(prog="pad", description=pad.__doc__)
+    parser.add_argument("--version", action="version", version=f"pad {pad.__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (add, text) in _COMMANDS.items():
+        add(subparsers.add_parser(name, help=text, description=text))
+    add_parser(subparsers)
+    return _execute(parser, argv)
+
+
+def script(command: str) -> int:
+    """`train.py` and `evaluate.py`: one command with a name of its own; returns the exit status."""
+    add, text = _COMMANDS[command]
+    parser = _Parser(prog=f"{command}.py", description=text)
+    add(parser)
+    return _execute(parser, None)
+
+
+def _execute(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    arguments = parser.parse_args(argv)
+    try:
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except PadError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return getattr(error, "status", 2)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

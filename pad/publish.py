@@ -1,0 +1,144 @@
+"""Publishing a model folder on the hub: first the plan, without network, then the upload of just that."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pad.errors import PadError
+from pad.hub import endpoint, explain, offline, parse_hub_spec
+from pad.modelfolder import CALIBRATION, CARD, CONFIG, FILES, dump_config, read_model
+
+# What may go along with the four files of a model: pictures of the card, and what `pad zoo verify` scores.
+_EXTRAS = ("*.png", "*.jpg", "samples/*.png", "samples/*.jpg", "verify.json")
+_TEXTS = (CARD, CALIBRATION, "verify.json")
+
+# The folders of an absolute path (also ~/, C:\, file://) at the start of a word; addresses do not match.
+_LOCAL = re.compile(
+    r"""(?:(?<=[\s'"=(\[`,:])|^)(?:file://)?(?:~|[A-Za-z]:)?[/\\](?:[\w.@+-]+[/\\])+(?=[\w.@+-])"""
+)
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What would be published: the repository, and every file with its exact content."""
+
+    repo: str  # "ORG/NAME"
+    private: bool
+    files: dict[str, bytes]
+    notes: tuple[str, ...]  # what differs from the folder, for the user to read
+
+    def describe(self) -> str:
+        """The plan as text, one thing a line."""
+        kind = "private" if self.private else "public"
+        total = sum(len(content) for content in self.files.values())
+        lines = [
+            f"repository  {endpoint()}/{self.repo} ({kind}, created if it is not there)",
+            *(f"note        {note}" for note in self.notes),
+            *(f"file        {name}  {len(content):,} bytes" for name, content in self.files.items()),
+            f"total       {len(self.files)} files, {total:,} bytes",
+        ]
+        return "\n".join(lines)
+
+
+def plan(folder: Path, repo: str, private: bool = False) -> Publication:
+    """Reads and checks a model folder for publishing; no network is used.
+
+    Folders of this machine in the config and the card are shortened to their last part.
+
+    Raises PadError if the model is unsafe or has no card, if `repo` is not ORG/NAME, if the model needs
+    backbone weights of this machine, or if a file holds an access token.
+    """
+    name, revision = parse_hub_spec(repo)
+    if revision is not None:
+        raise PadError(f"'{repo}': publish to ORG/NAME, without a revision")
+    model = read_model(folder)
+    weights = model.config["recipe"].get("backbone_weights")
+    if weights:
+        raise PadError(
+            f"{folder / CONFIG} needs the backbone weights {weights}, which nobody else has: train with the"
+            " backbone vgg16-st, or set backbone_weights to null if they are torchvision's own"
+        )
+    files = _collect(folder)
+    notes = []
+    shortened = _shorten(model.config)
+    if shortened != model.config:
+        files[CONFIG] = dump_config(shortened)
+        notes.append(f"{CONFIG}: local folders shortened")
+    for text in _TEXTS:
+        if text not in files:
+            continue
+        short = _shorten(files[text].decode("utf-8", errors="surrogateescape"))
+        if short.encode("utf-8", errors="surrogateescape") != files[text]:
+            files[text] = short.encode("utf-8", errors="surrogateescape")
+            notes.append(f"{text}: local folders shortened")
+    _refuse_tokens(files, folder)
+    return Publication(name, private, files, tuple(notes))
+
+
+def upload(publication: Publication) -> str:
+    """Creates the repository if need be and uploads the files in one commit, whose id is returned.
+
+    Raises PadError, one line, for no network, no or a refused token.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    from pad import __version__
+
+    repo = publication.repo
+    if offline():
+        raise PadError(f"HF_HUB_OFFLINE is set: unset it to publish {repo}")
+    if not get_token():
+        raise PadError(
+            f"publishing {repo} needs an access token: set HF_TOKEN, or log in with `hf auth login`"
+        )
+    api = HfApi(library_name="pad", library_version=__version__)
+    try:
+        api.create_repo(repo, private=publication.private, exist_ok=True)
+        commit = api.create_commit(
+            repo,
+            [CommitOperationAdd(name, content) for name, content in publication.files.items()],
+            commit_message=f"Model published by pad {__version__}",
+        )
+    except Exception as error:
+        raise explain(error, repo, action="publish") from None
+    return str(commit.oid)
+
+
+def _collect(folder: Path) -> dict[str, bytes]:
+    """The files to publish, the model's own first; links and everything unknown are left out."""
+    paths = [folder / name for name in FILES]
+    paths += sorted({path for pattern in _EXTRAS for path in folder.glob(pattern)} - set(paths))
+    files = {}
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        if name in FILES and path.exists():
+            files[name] = path.read_bytes()  # read_model has let it pass, also as a link of the hub's cache
+        elif path.is_file() and not path.is_symlink() and not path.parent.is_symlink():
+            files[name] = path.read_bytes()
+    if CARD not in files:
+        raise PadError(f"{folder} has no {CARD}: a model is published with its card")
+    return files
+
+
+def _shorten(value: Any) -> Any:
+    """`value` with the leading folders of every absolute path in its strings taken away."""
+    if isinstance(value, str):
+        return _LOCAL.sub("", value)
+    if isinstance(value, dict):
+        return {key: _shorten(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shorten(item) for item in value]
+    return value
+
+
+def _refuse_tokens(files: dict[str, bytes], folder: Path) -> None:
+    from huggingface_hub import get_token
+
+    token = (get_token() or "").encode()
+    for name, content in files.items():
+        if (token and token in content) or _TOKEN.search(content):
+            raise PadError(f"{folder / name} holds an access token: take it out before publishing")
