@@ -169,8 +169,8 @@ def resolve(
     """The images that `specs` name, once each, in the order given.
 
     `purpose` "train" leaves out images known to be anomalous and takes the training part of a dataset;
-    "evaluate" takes the test part. `data_root` is where named datasets lie. A path that exists
-    is that path, whatever else it looks like. Raises PadError, naming the specification, for a path that is
+    "evaluate" takes the test part. `data_root` is where named datasets lie; without it, a path that exists is
+    that path, whatever else it looks like. Raises PadError, naming the specification, for a path that is
     missing, a folder without images, a glob without match, an unknown dataset or class, or a dataset that is
     not there.
     """
@@ -186,9 +186,11 @@ def _resolve_one(spec: str, purpose: Purpose, data_root: str | os.PathLike[str] 
     if not spec.strip():
         raise PadError("an empty name was given where a file, a folder, a glob or a dataset is expected")
     path = Path(spec).expanduser()
-    if os.path.lexists(path):
+    named = _looks_named(spec)
+    # "celeba" with a data root is the dataset, also where a folder of that name is at hand
+    if os.path.lexists(path) and not (named and data_root is not None):
         return _image_set(_from_path(path, purpose), path)
-    if _looks_named(spec):
+    if named:
         from pad import datasets
 
         return datasets.load(spec, purpose, Path(data_root) if data_root is not None else None)
@@ -316,6 +318,8 @@ def _from_labelled(folder: Path, purpose: Purpose, masks: Path) -> list[_Found]:
 
 
 def _mask(masks: Path, relative: Path) -> Path | None:
+    if not masks.is_dir():
+        return None
     for name in (f"{relative.stem}_mask.png", f"{relative.stem}.png"):
         mask = masks / relative.with_name(name)
         if mask.is_file():

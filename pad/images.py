@@ -32,13 +32,15 @@ from pad.errors import PadError
 
 # The decoders that may run on a user's files; Pillow's others (EPS, which starts Ghostscript, for one) may
 # not.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _TOLERANCE = 1e-3  # by which a float tensor may leave [-1, 1], for the rounding of whoever made it
 
-# read_image() checks the size itself and refuses. Pillow's own warning would only be noise beside that, and
-# silencing it around each call (warnings.catch_warnings) is not safe in threads.
+# read_image() checks the size itself and refuses, and other oddities are either harmless or an error.
+# Pillow's warnings would only be noise beside that, and to silence them around each call
+# (warnings.catch_warnings) is not safe in threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ImageError(PadError):
@@ -147,7 +149,10 @@ def _planes(image: Image.Image, channels: int) -> tuple[torch.Tensor, float]:
         values, white = _deep(image)
         return values.expand(channels, -1, -1), white
     mode = "L" if channels == 1 else "RGB"
-    pixels = np.array(_opaque(image).convert(mode))
+    try:
+        pixels = np.array(_opaque(image).convert(mode))
+    except ValueError as error:  # LAB, for one
+        raise ImageError("", f"pixels of mode {image.mode} cannot be converted ({error})") from None
     planes = torch.from_numpy(pixels)
     return (planes[None] if channels == 1 else planes.permute(2, 0, 1)), 255.0
 
@@ -244,10 +249,15 @@ def _float_batch(batch: torch.Tensor, config: Config) -> torch.Tensor:
     batch = batch.detach().to("cpu", torch.float32)
     _check_range(batch)
     if shape[1] != config.channels:
-        batch = functional.rgb_to_grayscale(batch) if config.channels == 1 else batch.expand(-1, 3, -1, -1)
+        batch = _luma(batch) if config.channels == 1 else batch.expand(-1, 3, -1, -1)
     if config.fit == "crop" and shape[2] != shape[3]:
         batch = functional.center_crop(batch, [min(shape[2:])] * 2)
     return _resize(batch, config.size).clamp(-1.0, 1.0).contiguous()
+
+
+def _luma(batch: torch.Tensor) -> torch.Tensor:
+    """(n, 3, H, W) to (n, 1, H, W) by ITU-R 601, as Pillow does it (torchvision's weights sum to 0.9999)."""
+    return torch.einsum("c,nchw->nhw", torch.tensor([0.299, 0.587, 0.114]), batch).unsqueeze(1)
 
 
 def _check_range(batch: torch.Tensor) -> None:
