@@ -97,8 +97,8 @@ def _decode(file: IO[bytes], size: int, name: str) -> Image.Image:
         raise ImageError(name, "too large for the memory") from None
     except Exception as error:  # decoders fail in many ways on broken bytes; all of them are the file's fault
         text = " ".join(str(error).split()) or type(error).__name__
-        short = "truncated" if "truncated" in text.lower() else "damaged"
-        raise ImageError(name, f"the file is {short} ({text})") from None
+        short = "truncated" if "truncated" in text.lower() else f"damaged ({text})"
+        raise ImageError(name, f"the file is {short}") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -174,6 +174,11 @@ def test_float_without_a_scale_is_refused(tmp_path, grey, value):
         loaded(tmp_path / "a.tif", grey)
 
 
+def test_a_colour_space_without_a_conversion_is_refused(colour):
+    with pytest.raises(ImageError, match="mode LAB"):
+        to_tensor(Image.new("LAB", (8, 8)), colour)
+
+
 # Orientation and geometry
 
 
@@ -289,6 +294,7 @@ def test_truncated(photographs, tmp_path, suffix, kept):
         read_image(path)
     assert str(path) in str(caught.value)
     assert str(path) not in caught.value.reason
+    assert caught.value.reason.startswith(("the file is", "not an image"))
     assert "\n" not in str(caught.value)
 
 
