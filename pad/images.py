@@ -149,10 +149,7 @@ def _planes(image: Image.Image, channels: int) -> tuple[torch.Tensor, float]:
         values, white = _deep(image)
         return values.expand(channels, -1, -1), white
     mode = "L" if channels == 1 else "RGB"
-    try:
-        pixels = np.array(_opaque(image).convert(mode))
-    except ValueError as error:  # LAB, for one
-        raise ImageError("", f"pixels of mode {image.mode} cannot be converted ({error})") from None
+    pixels = np.array(_opaque(image).convert(mode))
     planes = torch.from_numpy(pixels)
     return (planes[None] if channels == 1 else planes.permute(2, 0, 1)), 255.0
 
@@ -172,6 +169,8 @@ def _deep(image: Image.Image) -> tuple[torch.Tensor, float]:
 
 def _opaque(image: Image.Image) -> Image.Image:
     """The picture over white, where it has an alpha channel or a transparent colour."""
+    if image.mode == "LAB":  # Pillow converts it to RGB only
+        return image.convert("RGB")
     if not image.has_transparency_data:
         return image
     if image.mode == "La":

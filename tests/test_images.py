@@ -174,9 +174,19 @@ def test_float_without_a_scale_is_refused(tmp_path, grey, value):
         loaded(tmp_path / "a.tif", grey)
 
 
-def test_a_colour_space_without_a_conversion_is_refused(colour):
-    with pytest.raises(ImageError, match="mode LAB"):
-        to_tensor(Image.new("LAB", (8, 8)), colour)
+@pytest.mark.parametrize("mode", ["YCbCr", "LAB", "HSV", "RGBX", "CMYK"])
+def test_other_colour_spaces(photograph, colour, grey, mode):
+    image = photograph.convert(mode)
+    expected = to_tensor(photograph, colour)
+    assert (to_tensor(image, colour) - expected).abs().mean() < 0.05
+    assert (to_tensor(image, grey) - to_tensor(photograph, grey)).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "La", "PA", "RGBa", "I", "F", "I;16", "I;16B", "I;16L"])
+def test_every_mode_of_pillow_has_a_tensor(colour, grey, mode):
+    for config in (colour, grey):
+        got = to_tensor(Image.new(mode, (40, 30)), config)
+        assert got.unique().tolist() == [1.0 if "a" in mode.lower() else -1.0]  # clear is white, 0 is black
 
 
 # Orientation and geometry
