@@ -75,7 +75,8 @@ class Packed(Protocol):
     def read(self) -> bytes: ...
 
 
-Content = Path | np.ndarray | Packed  # a file, a uint8 array (H, W[, 3]), or packed
+# A file, a uint8 array (H, W[, 3 or 4]), a PIL image of any mode, or packed.
+Content = Path | np.ndarray | Image.Image | Packed
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class ImageSet:
         content, name = self.contents[index], self.samples[index].name
         if isinstance(content, np.ndarray):
             return Image.fromarray(content)
+        if isinstance(content, Image.Image):
+            return content
         return read_image(content if isinstance(content, Path) else content.read(), name)
 
     def describe(self) -> str:
@@ -126,7 +129,7 @@ class ImageSet:
         return self.subset(i for i, sample in enumerate(self.samples) if not sample.anomalous)
 
     def fingerprint(self) -> dict[str, str | int]:
-        """`source`, number of `images`, and a `sha256` of their keys and sizes (of arrays: their pixels).
+        """`source`, number of `images`, and a `sha256` of their keys and sizes (in memory: their pixels).
 
         Cheap, and the same on every machine: no path to the data enters, and files are not read.
         """
@@ -135,6 +138,8 @@ class ImageSet:
             digest.update(key.encode("utf-8", "surrogateescape") + b"\0")
             if isinstance(content, np.ndarray):
                 digest.update(np.ascontiguousarray(content).tobytes())
+            elif isinstance(content, Image.Image):
+                digest.update(content.tobytes())
             elif isinstance(content, Path):
                 digest.update(str(_size(content)).encode() + b"\0")
         return {"source": self.source, "images": len(self), "sha256": digest.hexdigest()}

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pad.config import Config
-from pad.data import Sample, load_all, resolve, stream
+from pad.data import ImageSet, Sample, load_all, resolve, stream
 from pad.errors import PadError
 from pad.images import read_image, to_tensor
 
@@ -303,3 +303,18 @@ def test_everything_agrees_with_reading_one_file(photographs, colour):
     assert errors == []
     for row, path in zip(pixels, sorted(photographs.iterdir()), strict=True):
         assert torch.equal(row, to_tensor(read_image(path), colour))
+
+
+def test_images_in_memory(grey):
+    deep = Image.fromarray(np.full((32, 32), 1005, np.uint16))
+    images = ImageSet(
+        [Sample("deep"), Sample("flat"), Sample("clear")],
+        [deep, np.full((32, 32), 51, np.uint8), np.zeros((32, 32, 4), np.uint8)],
+        ["deep", "flat", "clear"],
+        "memory",
+    )
+    pixels, kept, errors = load_all(images, grey)
+    assert (kept, errors) == ([0, 1, 2], [])
+    assert pixels[:, 0, 0, 0].tolist() == pytest.approx([1005 / 65535 * 2 - 1, -0.6, 1.0])
+    print_ = images.fingerprint()
+    assert print_ == images.fingerprint() != images.subset([1, 0, 2]).fingerprint()

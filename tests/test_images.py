@@ -457,6 +457,15 @@ def test_what_is_no_batch_is_refused_by_index(images, message, grey):
         batch_tensor(images, grey)
 
 
+def test_the_index_can_start_elsewhere(grey):
+    good, bad = torch.zeros(1, 32, 32), torch.full((1, 32, 32), 9.0)
+    for images in (torch.stack([good, bad]), [good, bad]):
+        with pytest.raises(PadError, match=r"^images\[65\]: values"):
+            batch_tensor(images, grey, first=64)
+    with pytest.raises(PadError, match=r"^images\[64\] \(nowhere\.png\)"):
+        batch_tensor(["nowhere.png"], grey, first=64)
+
+
 def test_a_lazy_pil_image_that_turns_out_truncated(photographs, tmp_path, colour):
     data = (photographs / "coffee.png").read_bytes()
     (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
