@@ -75,7 +75,8 @@ class Packed(Protocol):
     def read(self) -> bytes: ...
 
 
-Content = Path | np.ndarray | Packed  # a file, a uint8 array (H, W[, 3]), or packed
+# A file, a uint8 array (H, W[, 3 or 4]), a PIL image of any mode, or packed.
+Content = Path | np.ndarray | Image.Image | Packed
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class ImageSet:
         content, name = self.contents[index], self.samples[index].name
         if isinstance(content, np.ndarray):
             return Image.fromarray(content)
+        if isinstance(content, Image.Image):
+            return content
         return read_image(content if isinstance(content, Path) else content.read(), name)
 
     def describe(self) -> str:
@@ -126,7 +129,7 @@ class ImageSet:
         return self.subset(i for i, sample in enumerate(self.samples) if not sample.anomalous)
 
     def fingerprint(self) -> dict[str, str | int]:
-        """`source`, number of `images`, and a `sha256` of their keys and sizes (of arrays: their pixels).
+        """`source`, number of `images`, and a `sha256` of their keys and sizes (in memory: their pixels).
 
         Cheap, and the same on every machine: no path to the data enters, and files are not read.
         """
@@ -135,6 +138,8 @@ class ImageSet:
             digest.update(key.encode("utf-8", "surrogateescape") + b"\0")
             if isinstance(content, np.ndarray):
                 digest.update(np.ascontiguousarray(content).tobytes())
+            elif isinstance(content, Image.Image):
+                digest.update(content.tobytes())
             elif isinstance(content, Path):
                 digest.update(str(_size(content)).encode() + b"\0")
         return {"source": self.source, "images": len(self), "sha256": digest.hexdigest()}
@@ -169,8 +174,8 @@ def resolve(
     """The images that `specs` name, once each, in the order given.
 
     `purpose` "train" leaves out images known to be anomalous and takes the training part of a dataset;
-    "evaluate" takes the test part. `data_root` is where named datasets lie. A path that exists
-    is that path, whatever else it looks like. Raises PadError, naming the specification, for a path that is
+    "evaluate" takes the test part. `data_root` is where named datasets lie; without it, a path that exists is
+    that path, whatever else it looks like. Raises PadError, naming the specification, for a path that is
     missing, a folder without images, a glob without match, an unknown dataset or class, or a dataset that is
     not there.
     """
@@ -186,9 +191,11 @@ def _resolve_one(spec: str, purpose: Purpose, data_root: str | os.PathLike[str] 
     if not spec.strip():
         raise PadError("an empty name was given where a file, a folder, a glob or a dataset is expected")
     path = Path(spec).expanduser()
-    if os.path.lexists(path):
+    named = _looks_named(spec)
+    # "celeba" with a data root is the dataset, also where a folder of that name is at hand
+    if os.path.lexists(path) and not (named and data_root is not None):
         return _image_set(_from_path(path, purpose), path)
-    if _looks_named(spec):
+    if named:
         from pad import datasets
 
         return datasets.load(spec, purpose, Path(data_root) if data_root is not None else None)
@@ -316,6 +323,8 @@ def _from_labelled(folder: Path, purpose: Purpose, masks: Path) -> list[_Found]:
 
 
 def _mask(masks: Path, relative: Path) -> Path | None:
+    if not masks.is_dir():
+        return None
     for name in (f"{relative.stem}_mask.png", f"{relative.stem}.png"):
         mask = masks / relative.with_name(name)
         if mask.is_file():

@@ -17,6 +17,7 @@ kind. Nothing is downloaded: a dataset that is not there is an error that says w
 
 from __future__ import annotations
 
+import functools
 import gzip
 import re
 import struct
@@ -134,7 +135,7 @@ def _class_index(spec: str, dataset: Dataset, word: str) -> int:
         return dataset.classes.index(word)
     if re.fullmatch(r"\d{1,6}", word) and 0 <= int(word) - dataset.first < len(dataset.classes):
         return int(word) - dataset.first
-    hint = did_you_mean(word, dataset.classes)
+    hint = "" if word.isdigit() else did_you_mean(word, dataset.classes)
     raise PadError(f"{spec}: no class '{word}'{hint or '; ' + _class_list(dataset)}")
 
 
@@ -162,7 +163,7 @@ def _places(name: str, data_root: Path | None, *below: str) -> list[Path]:
     if not root.is_dir():
         raise PadError(f"--data-root: {data_root} is not a folder")
     torch_name = DATASETS[name].torch_name
-    return [root / part for part in (*below, name, torch_name, torch_name.lower())] + [root]
+    return [root / part for part in dict.fromkeys([*below, name, torch_name, torch_name.lower(), "."])]
 
 
 # MNIST and Fashion-MNIST --------------------------------------------------------------------------
@@ -325,26 +326,29 @@ def _read_lsun(name: str, purpose: Purpose, data_root: Path | None) -> list[Entr
             break
     else:
         raise _missing(name, " and ".join(folders), places)
-    try:
-        import lmdb  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise PadError(
-            f"{name}: its files are LMDB databases; install the reader: pip install lmdb"
-        ) from None
     entries: list[Entry] = []
     for label, folder in enumerate(folders):
-        try:
-            options = {"readonly": True, "lock": False, "readahead": False, "meminit": False}
-            environment = lmdb.open(str(place / folder), **options)
-            with environment.begin(write=False) as transaction:
-                keys = list(transaction.cursor().iternext(keys=True, values=False))
-        except lmdb.Error as error:
-            raise PadError(f"{place / folder}: not a readable LMDB database ({error})") from None
+        environment, keys = _open_lmdb(place / folder)
         entries += [
             Entry(f"{name}/{folder}/{key.decode('ascii', 'replace')}", label, _LmdbImage(environment, key))
             for key in keys
         ]
     return entries
+
+
+@functools.cache  # LMDB does not open a database twice in one process
+def _open_lmdb(folder: Path) -> tuple[Any, list[bytes]]:
+    """An environment and its keys, in their own order."""
+    try:
+        import lmdb  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise PadError("lsun: its files are LMDB databases; install the reader: pip install lmdb") from None
+    try:
+        environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
+        with environment.begin(write=False) as transaction:
+            return environment, list(transaction.cursor().iternext(keys=True, values=False))
+    except lmdb.Error as error:
+        raise PadError(f"{folder}: not a readable LMDB database ({error})") from None
 
 
 _TORCHVISION = "torchvision.datasets.{0}(FOLDER, download=True) in Python"

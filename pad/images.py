@@ -32,13 +32,15 @@ from pad.errors import PadError
 
 # The decoders that may run on a user's files; Pillow's others (EPS, which starts Ghostscript, for one) may
 # not.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _TOLERANCE = 1e-3  # by which a float tensor may leave [-1, 1], for the rounding of whoever made it
 
-# read_image() checks the size itself and refuses. Pillow's own warning would only be noise beside that, and
-# silencing it around each call (warnings.catch_warnings) is not safe in threads.
+# read_image() checks the size itself and refuses, and other oddities are either harmless or an error.
+# Pillow's warnings would only be noise beside that, and to silence them around each call
+# (warnings.catch_warnings) is not safe in threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ImageError(PadError):
@@ -95,8 +97,8 @@ def _decode(file: IO[bytes], size: int, name: str) -> Image.Image:
         raise ImageError(name, "too large for the memory") from None
     except Exception as error:  # decoders fail in many ways on broken bytes; all of them are the file's fault
         text = " ".join(str(error).split()) or type(error).__name__
-        short = "truncated" if "truncated" in text.lower() else "damaged"
-        raise ImageError(name, f"the file is {short} ({text})") from None
+        short = "truncated" if "truncated" in text.lower() else f"damaged ({text})"
+        raise ImageError(name, f"the file is {short}") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -167,6 +169,8 @@ def _deep(image: Image.Image) -> tuple[torch.Tensor, float]:
 
 def _opaque(image: Image.Image) -> Image.Image:
     """The picture over white, where it has an alpha channel or a transparent colour."""
+    if image.mode == "LAB":  # Pillow converts it to RGB only
+        return image.convert("RGB")
     if not image.has_transparency_data:
         return image
     if image.mode == "La":
@@ -182,7 +186,7 @@ def _resize(planes: torch.Tensor, size: int) -> torch.Tensor:
     return functional.resize(planes, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
 
 
-def batch_tensor(images: Any, config: Config) -> torch.Tensor:
+def batch_tensor(images: Any, config: Config, first: int = 0) -> torch.Tensor:
     """Images of any kind as one batch: float32 (n, channels, size, size) in [-1, 1].
 
     `images` is a path or a PIL image, a sequence of paths, PIL images, uint8 arrays (H, W[, C]) or float
@@ -191,14 +195,14 @@ def batch_tensor(images: Any, config: Config) -> torch.Tensor:
     differs. Raises PadError, naming the index, for anything else and for images that cannot be read.
     """
     if isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind == "f"):
-        return _float_batch(torch.as_tensor(images), config)
+        return _float_batch(torch.as_tensor(images), config, first)
     if isinstance(images, str | os.PathLike | Image.Image):
         images = [images]
     if isinstance(images, np.ndarray):
         _check_stack(images)
     if not isinstance(images, Iterable):
         raise PadError(f"images must be paths, PIL images, arrays or tensors, not {type(images).__name__}")
-    tensors = [_one(image, index, config) for index, image in enumerate(images)]
+    tensors = [_one(image, index, config) for index, image in enumerate(images, first)]
     if not tensors:
         raise PadError("no images were given")
     return torch.stack(tensors)
@@ -220,20 +224,20 @@ def _one(image: Any, index: int, config: Config) -> torch.Tensor:
             name = f"{name} ({os.fspath(image)})"
             return to_tensor(read_image(image, os.fspath(image)), config)
         if isinstance(image, torch.Tensor) and image.dtype.is_floating_point:
-            return _float_batch(image[None], config)[0]
+            return _float_batch(image[None], config, index)[0]
         if isinstance(image, Image.Image | np.ndarray):
             return to_tensor(image, config)
     except ImageError as error:
         raise ImageError(name, error.reason) from None
     except PadError as error:
-        raise PadError(f"{name}: {error}") from None
+        raise error if str(error).startswith(name) else PadError(f"{name}: {error}") from None
     except (OSError, ValueError) as error:  # a PIL image is lazy: its file may turn out broken only here
         raise ImageError(name, f"cannot be decoded ({error})") from None
     kind = f"{image.dtype} tensor" if isinstance(image, torch.Tensor) else type(image).__name__
     raise PadError(f"{name}: expected a path, a PIL image, a uint8 array or a float tensor, not {kind}")
 
 
-def _float_batch(batch: torch.Tensor, config: Config) -> torch.Tensor:
+def _float_batch(batch: torch.Tensor, config: Config, first: int) -> torch.Tensor:
     shape = tuple(batch.shape)
     if not batch.dtype.is_floating_point:
         raise PadError(
@@ -242,18 +246,25 @@ def _float_batch(batch: torch.Tensor, config: Config) -> torch.Tensor:
     if batch.ndim != 4 or shape[1] not in (1, 3) or 0 in shape:
         raise PadError(f"a tensor of images must be (n, 1 or 3, H, W), not {shape}")
     batch = batch.detach().to("cpu", torch.float32)
-    _check_range(batch)
+    _check_range(batch, first)
     if shape[1] != config.channels:
-        batch = functional.rgb_to_grayscale(batch) if config.channels == 1 else batch.expand(-1, 3, -1, -1)
+        batch = _luma(batch) if config.channels == 1 else batch.expand(-1, 3, -1, -1)
     if config.fit == "crop" and shape[2] != shape[3]:
         batch = functional.center_crop(batch, [min(shape[2:])] * 2)
     return _resize(batch, config.size).clamp(-1.0, 1.0).contiguous()
 
 
-def _check_range(batch: torch.Tensor) -> None:
+def _luma(batch: torch.Tensor) -> torch.Tensor:
+    """(n, 3, H, W) to (n, 1, H, W) by ITU-R 601, as Pillow does it (torchvision's weights sum to 0.9999)."""
+    return torch.einsum("c,nchw->nhw", torch.tensor([0.299, 0.587, 0.114]), batch).unsqueeze(1)
+
+
+def _check_range(batch: torch.Tensor, first: int) -> None:
     flat = batch.flatten(1)
     usable = torch.isfinite(flat).all(1) & (flat.abs() <= 1 + _TOLERANCE).all(1)
     wrong: Sequence[int] = torch.nonzero(~usable).flatten().tolist()
     if wrong:
         low, high = float(flat[wrong[0]].min()), float(flat[wrong[0]].max())
-        raise PadError(f"images[{wrong[0]}]: values from {low:g} to {high:g}; a tensor must lie in [-1, 1]")
+        raise PadError(
+            f"images[{first + wrong[0]}]: values from {low:g} to {high:g}; a tensor must lie in [-1, 1]"
+        )
