@@ -28,5 +28,6 @@ def model_card(detector: Detector) -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         "# A perceptual anomaly detector\n\nTrained by `pad` on normal images alone; higher scores are more "
-        f"anomalous.\n\n| | |\n|---|---|\n{table}\n\n```\npython evaluate.py MODEL IMAGES --out results\n```\n"
+        f"anomalous.\n\n| | |\n|---|---|\n{table}\n\n"
+        "```\npython evaluate.py MODEL IMAGES --out results\n```\n"
     )

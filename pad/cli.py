@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pad.errors import PadError
 
@@ -26,16 +26,20 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run("pad.commands", "train"))
-    parser.add_argument("--data", nargs="+", metavar="DATA", help="normal images: files, folders, globs, or a "
-                        "dataset and its normal class such as fashion-mnist:9")  # fmt: skip
+    parser.add_argument("--data", nargs="+", metavar="DATA", help="normal images: files, folders, globs, or "
+                        "a dataset and its normal class such as fashion-mnist:9")  # fmt: skip
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
-    parser.add_argument("--config", metavar="FILE|NAME", help="recipe (default: folder, which looks at the images)")
+    parser.add_argument(
+        "--config", metavar="FILE|NAME", help="recipe (default: folder, which looks at the images)"
+    )
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value",
                         help="change settings of the recipe")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_positive_int, metavar="N", help="train for N steps")
     length.add_argument("--minutes", type=_positive, metavar="M", help="train for M minutes")
-    parser.add_argument("--from", dest="start", metavar="MODEL", help="go on from a trained model (fine-tuning)")
+    parser.add_argument(
+        "--from", dest="start", metavar="MODEL", help="go on from a trained model (fine-tuning)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on where RUN stopped")
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
@@ -45,13 +49,19 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run("pad.commands", "evaluate"))
     _add_model_and_data(parser)
-    parser.add_argument("--out", metavar="DIR", help="write scores.csv and summary.json there; '-': scores to stdout")
+    parser.add_argument(
+        "--out", metavar="DIR", help="write scores.csv and summary.json there; '-': scores to stdout"
+    )
     parser.add_argument("--fpr", type=_rate, default=0.05, metavar="RATE",
                         help="false-alarm rate on normal images (default 0.05)")  # fmt: skip
     parser.add_argument("--fdr", type=_rate, metavar="RATE",
                         help="bound the share of false ones among the flagged instead")  # fmt: skip
-    parser.add_argument("--format", choices=("csv", "jsonl", "json"), default="csv", help="of the scores file")
-    parser.add_argument("--fail-on-anomaly", action="store_true", help="exit with status 3 if anything is flagged")
+    parser.add_argument(
+        "--format", choices=("csv", "jsonl", "json"), default="csv", help="of the scores file"
+    )
+    parser.add_argument(
+        "--fail-on-anomaly", action="store_true", help="exit with status 3 if anything is flagged"
+    )
     _add_device(parser)
     parser.add_argument("--batch-size", type=_positive_int, default=64, metavar="N")
 
@@ -64,7 +74,9 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="run folder, model folder, zoo:NAME or hf-hub:ORG/REPO[@REV]")
+    parser.add_argument(
+        "model", metavar="MODEL", help="run folder, model folder, zoo:NAME or hf-hub:ORG/REPO[@REV]"
+    )
     parser.add_argument("data", nargs="+", metavar="DATA", help="images: files, folders, globs, or a dataset")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
     parser.add_argument("--backbone-weights", metavar="FILE", help="weights of the backbones vgg16 and vgg19")
@@ -125,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = _Parser(prog="pad", description=pad.__doc__)
     parser.add_argument("--version", action="version", version=f"pad {pad.__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers: Any = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add, text) in _COMMANDS.items():
         add(subparsers.add_parser(name, help=text, description=text))
     add_parser(subparsers)

@@ -70,7 +70,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def _checkpoint(folder: Path, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from. Raises PadError if the folder holds a run and `--resume` was not given."""
+    """The checkpoint to go on from. Raises PadError if the folder holds a run and there is no `--resume`."""
     if folder.exists() and not folder.is_dir():
         raise PadError(f"--out {folder} is a file; name a folder")
     if resume:
@@ -120,7 +120,9 @@ def _resumed_config(recipe: dict[str, Any], name: str | None, settings: dict[str
     for key, value in to_mapping(config).items():
         new = to_mapping(changed)[key]
         if new != value and key not in FREE_ON_RESUME:
-            raise PadError(f"--resume: the run was started with {key}={value!r} and cannot go on with {new!r}")
+            raise PadError(
+                f"--resume: the run was started with {key}={value!r} and cannot go on with {new!r}"
+            )
     return changed
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -473,17 +473,17 @@ def as_image_set(images: Any) -> ImageSet:
     return ImageSet([Sample(name) for name in names], contents, names, "memory")
 
 
-def _pixels(image: Any, index: int) -> np.ndarray:
+def _pixels(image: Any, index: int) -> np.ndarray | Image.Image:
     if isinstance(image, Image.Image):
-        image = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-    elif hasattr(image, "is_floating_point") and image.is_floating_point() and image.dim() == 3:
+        return image
+    if hasattr(image, "is_floating_point") and image.is_floating_point() and image.dim() == 3:
         image = ((image.detach().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(0, -1).numpy()
     array = np.asarray(image)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
         raise PadError(
-            f"image {index}: takes a path, a PIL image, a uint8 array (H, W[, C]) or a float tensor (C, H, W), "
-            f"not {array.dtype} of shape {array.shape}"
+            f"image {index}: takes a path, a PIL image, a uint8 array (H, W[, C]) or a float tensor (C, H, W),"
+            f" not {array.dtype} of shape {array.shape}"
         )
     return array

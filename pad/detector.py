@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from pad.calibration import Calibration
 from pad.config import Config, from_mapping, to_mapping
-from pad.devices import cast_backbone, pick_device, pick_precision
+from pad.devices import cast_backbone, pick_device, pick_precision, to_device
 from pad.errors import PadError
 from pad.networks import build_networks
 from pad.perceptual import RelativePerceptualL1
 from pad.similarity import Similarity, build_similarity
 
 if TYPE_CHECKING:
-    from pad.data import ImageSet
     from pad.explain import Explanation
 
 BATCH_SIZE = 64
@@ -52,7 +51,7 @@ class Detector:
         self.config, self.device, self.calibration = config, device, calibration
         self.card: dict[str, Any] = dict(card or {})
         self.dtype = pick_precision(config.precision, device)
-        self.networks = networks.to(device=device, memory_format=torch.channels_last)
+        self.networks = to_device(networks, device)
         self.networks.requires_grad_(False).eval()
         self.similarity = similarity.to(device)
         cast_backbone(self.similarity, self.dtype)
@@ -167,13 +166,14 @@ class Detector:
                 yield batch.tensor
         elif isinstance(images, np.ndarray | Tensor):
             for start in range(0, len(images), BATCH_SIZE):
-                yield batch_tensor(images[start : start + BATCH_SIZE], self.config)
+                yield batch_tensor(images[start : start + BATCH_SIZE], self.config, first=start)
         else:
             if isinstance(images, str | Path) or not hasattr(images, "__iter__"):
                 images = [images]
-            iterator = iter(images)
+            iterator, start = iter(images), 0
             while chunk := list(islice(iterator, BATCH_SIZE)):
-                yield batch_tensor(chunk, self.config)
+                yield batch_tensor(chunk, self.config, first=start)
+                start += len(chunk)
 
     # Model folders
 
@@ -233,8 +233,8 @@ def _check_backbone(recorded: Any, similarity: Similarity, folder: Path) -> None
     present = _backbone_card(similarity)
     if isinstance(recorded, Mapping) and present and recorded.get("fingerprint") != present["fingerprint"]:
         raise PadError(
-            f"{folder} was trained with other weights of the backbone {present['name']} than are installed here, "
-            "so its scores would not be comparable; give the right file with --backbone-weights"
+            f"{folder} was trained with other weights of the backbone {present['name']} than are installed "
+            "here, so its scores would not be comparable; give the right file with --backbone-weights"
         )
 
 

@@ -40,6 +40,11 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def to_device(networks: torch.nn.ModuleDict, device: torch.device) -> torch.nn.ModuleDict:
+    """The networks there, in the memory layout in which convolutions are quickest."""
+    return networks.to(device).to(memory_format=torch.channels_last)
+
+
 def cast_backbone(similarity: torch.nn.Module, dtype: torch.dtype) -> None:
     """Sets the number format of a similarity's frozen convolutions; its statistics stay float32."""
     backbone = getattr(similarity, "backbone", None)

@@ -24,7 +24,7 @@ def gradient_penalty(critic: Critic, real: Tensor, fake: Tensor, generator: torc
 
 
 def critic_loss(real_criticism: Tensor, fake_criticism: Tensor, drift: float) -> Tensor:
-    """E[D(b)] - E[D(a)] + eps (E[D(a)^2] + E[D(b)^2]) for real a and fake b; a scalar, without the penalty."""
+    """E[D(b)] - E[D(a)] + eps (E[D(a)^2] + E[D(b)^2]), real a, fake b; a scalar, without the penalty."""
     wasserstein = fake_criticism.mean() - real_criticism.mean()
     return wasserstein + drift * (real_criticism.square().mean() + fake_criticism.square().mean())
 

@@ -7,6 +7,7 @@ section 4 and supplement. An image is (n, channels, size, size) in [-1, 1]; a la
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -80,7 +81,7 @@ class Generator(nn.Module):
         else:
             self.stem = nn.Conv2d(config.latent_dim, widths[0], 3, padding=1)
         self.blocks = nn.Sequential(
-            *(ResidualBlock(a, b, "up") for a, b in zip(widths, widths[1:], strict=False)),
+            *(ResidualBlock(a, b, "up") for a, b in itertools.pairwise(widths)),
             ResidualBlock(widths[-1], widths[-1]),
         )
         self.head = nn.Sequential(_activation(), nn.Conv2d(widths[-1], config.channels, 1))
@@ -111,7 +112,7 @@ class LatentNorm(nn.Module):
     """Standardizes each element of E(x) by running statistics over the batches seen in training.
 
     E of an untrained network lies far from N(0, I); starting there lets the latent critic begin with a
-    fair game. Statistics are constants to the gradient, so the layer is affine, in training and scoring alike.
+    fair game. The statistics are constants to the gradient: the layer is affine, in training as in scoring.
     """
 
     mean: Tensor
@@ -149,7 +150,11 @@ class Encoder(nn.Module):
         self.down = _Down("encoder_channels", config, widths, r)
         kernel = 4 // r if r < 4 else 3
         self.mix = nn.Conv2d(
-            self.down.out_channels, widths[-1], kernel, stride=kernel if r < 4 else 1, padding=0 if r < 4 else 1
+            self.down.out_channels,
+            widths[-1],
+            kernel,
+            stride=kernel if r < 4 else 1,
+            padding=0 if r < 4 else 1,
         )
         self.head = nn.Conv2d(widths[-1], config.latent_dim, 1)
         self.norm = LatentNorm(config.latent_dim * r * r) if config.latent_norm else None
@@ -196,7 +201,7 @@ class LatentCritic(nn.Module):
         super().__init__()
         inputs = [config.latent_dim * config.latent_resolution**2, *config.latent_critic_channels]
         layers: list[nn.Module] = []
-        for a, b in zip(inputs, inputs[1:], strict=False):
+        for a, b in itertools.pairwise(inputs):
             layers += [nn.Conv2d(a, b, 1), _activation()]
         self.model = nn.Sequential(*layers, nn.Conv2d(inputs[-1], 1, 1))
         initialize(self)

@@ -67,13 +67,14 @@ class Backbone(nn.Module):
             in_channels = width
         self.blurred = name == "vgg16-st"
         self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(_IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "deviation", torch.tensor(_IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False
+        )
         state = load_backbone_weights(name, weights)
         self.fingerprint = _fingerprint(state)
         for layer, (weight, bias) in zip(known, state, strict=False):
             if layer in self.convolutions:
-                convolution = self.convolutions[layer]
-                convolution.weight.data, convolution.bias.data = weight.float(), bias.float()
+                self.convolutions[layer].load_state_dict({"weight": weight.float(), "bias": bias.float()})
         self.requires_grad_(False)
         self.eval()
 
@@ -172,7 +173,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _fingerprint(state: Sequence[tuple[Tensor, Tensor]]) -> str:
-    """A short digest of the weights, so that a model can tell that it meets the backbone it was trained with."""
+    """A short digest of the weights: a model can tell if it meets the backbone that it was trained with."""
     digest = hashlib.sha256()
     for weight, bias in state:
         digest.update(weight[:, :, 1, 1].contiguous().float().numpy().tobytes())
@@ -207,9 +208,7 @@ class RelativePerceptualL1(nn.Module):
 
     def standardize(self, features: Sequence[Tensor]) -> list[Tensor]:
         """f^ = (f - mu) / sigma of each layer."""
-        return [
-            self.statistics[name](f, self.power) for name, f in zip(self.layers, features, strict=True)
-        ]
+        return [self.statistics[name](f, self.power) for name, f in zip(self.layers, features, strict=True)]
 
     def prepare(self, x: Tensor) -> list[Tensor]:
         """f^(x) of each layer: what `compare` needs of the first image, to compute it once."""
@@ -231,7 +230,9 @@ class RelativePerceptualL1(nn.Module):
             density = difference * difference[0].numel() / _norm(f_x)[:, None, None, None]
             fine = F.interpolate(density, size=(size, size), mode="bilinear")
             # Up-sampling moves the mean a little at the border: bring it back, so that maps add up to scores.
-            fine = fine * (density.mean((1, 2, 3)) / fine.mean((1, 2, 3)).clamp_min(1e-12))[:, None, None, None]
+            fine = (
+                fine * (density.mean((1, 2, 3)) / fine.mean((1, 2, 3)).clamp_min(1e-12))[:, None, None, None]
+            )
             total = total + weight * fine
         return total[:, 0] / sum(self.layers.values())
 

@@ -1,10 +1,10 @@
 """A training run: its loop and its folder.
 
-    RUN/model/        the newest model folder
-    RUN/checkpoints/  step-00000500.pt: all that `--resume` needs; the newest two
-    RUN/samples/      PNG grids: normal images, their reconstructions, images generated from the prior
-    RUN/log.jsonl     one line every `log_every` steps
-    RUN/run.yaml      what was asked for
+RUN/model/        the newest model folder
+RUN/checkpoints/  step-00000500.pt: all that `--resume` needs; the newest two
+RUN/samples/      PNG grids: normal images, their reconstructions, images generated from the prior
+RUN/log.jsonl     one line every `log_every` steps
+RUN/run.yaml      what was asked for
 """
 
 from __future__ import annotations
@@ -36,6 +36,23 @@ from pad.training import CACHE_BYTES, Images, MemoryImages, Trainer, check_finit
 MINIMUM_IMAGES = 8
 KEPT_CHECKPOINTS = 2
 GRID_COLUMNS = 8
+
+
+# What the weights of a model depend on.
+_FIXED_BY_MODEL = (
+    "size",
+    "channels",
+    "latent_dim",
+    "latent_resolution",
+    "generator_channels",
+    "encoder_channels",
+    "critic_channels",
+    "latent_critic_channels",
+    "latent_norm",
+    "similarity",
+    "backbone",
+    "layers",
+)
 
 
 class Interrupted(PadError):
@@ -146,8 +163,8 @@ def train_detector(
         print(f"skipped {len(errors + more_errors) - 20} more", file=sys.stderr)
     if not len(source) or not len(calibration) or len(source) + len(calibration) < MINIMUM_IMAGES:
         raise PadError(
-            f"training takes at least {MINIMUM_IMAGES} normal images; only {len(source) + len(calibration)} of "
-            f"{len(training) + len(errors) + len(calibration)} in {training.source} can be read"
+            f"training takes at least {MINIMUM_IMAGES} normal images; only {len(source) + len(calibration)} "
+            f"of {len(training) + len(errors) + len(calibration)} in {training.source} can be read"
         )
     statistics = None
     if config.statistics != "normal":
@@ -192,13 +209,12 @@ def hardware(device: torch.device) -> str:
 
 def start_from(trainer: Trainer, start: Detector) -> None:
     """Takes the weights of a trained detector. Raises PadError if its sizes, channels or backbone differ."""
-    for key in ("size", "channels", "latent_dim", "latent_resolution", "generator_channels", "encoder_channels",
-                "critic_channels", "latent_critic_channels", "latent_norm", "similarity", "backbone",
-                "layers"):  # fmt: skip
+    for key in _FIXED_BY_MODEL:
         theirs, ours = getattr(start.config, key), getattr(trainer.config, key)
         if theirs != ours:
             raise PadError(
-                f"--from: the model has {key} {theirs!r} and cannot go on with {ours!r}; leave '{key}' as it is"
+                f"--from: the model has {key} {theirs!r} and cannot go on with {ours!r}; "
+                f"leave '{key}' as it is"
             )
     weights = start.networks.state_dict()
     trainer.networks.load_state_dict(weights)
@@ -296,7 +312,12 @@ class Run:
         }
         similarity = copy.deepcopy(trainer.similarity)
         detector = Detector(
-            self.config, nn.ModuleDict(networks), similarity, trainer.device, None, {**self.card, "training": training}
+            self.config,
+            nn.ModuleDict(networks),
+            similarity,
+            trainer.device,
+            None,
+            {**self.card, "training": training},
         )
         detector.calibrate(self.calibration)
         return detector
@@ -383,8 +404,8 @@ class Run:
         """A grid of three rows: normal images, their reconstructions, and images generated from the prior."""
         if self.folder is None and self.writer is None:
             return
-        from torchvision.utils import make_grid
         from torchvision.transforms.functional import to_pil_image
+        from torchvision.utils import make_grid
 
         trainer = self.trainer
         x = trainer.images.batch(torch.arange(min(GRID_COLUMNS, len(trainer.images)))).to(trainer.device)
@@ -444,4 +465,3 @@ def _tensorboard(config: Config, folder: Path | None) -> Any:
     except ImportError:
         raise PadError("setting 'tensorboard' needs the extra: pip install 'pad[tensorboard]'") from None
     return SummaryWriter(str(folder / "tensorboard"))
-

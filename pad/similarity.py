@@ -52,8 +52,8 @@ class L2(PixelSimilarity):
 
 
 class SSIM(PixelSimilarity):
-    """1 - structural similarity (Wang et al., 2004): Gaussian window of 11 pixels and deviation 1.5, K = (0.01,
-    0.03), dynamic range 2; in [0, 2]. The window is cut off at the border, where it is normalized anew."""
+    """1 - structural similarity (Wang et al., 2004): Gaussian window of 11 pixels and deviation 1.5,
+    K = (0.01, 0.03), dynamic range 2; in [0, 2]. The window is cut off at the border, where it is normalized anew."""
 
     def pixels(self, x: Tensor, y: Tensor) -> Tensor:
         position = torch.arange(11, device=x.device, dtype=x.dtype) - 5
@@ -90,7 +90,7 @@ class LPIPS(PixelSimilarity):
         trunk = [m for m in self.model.net.modules() if isinstance(m, nn.Conv2d)]
         source = load_backbone_weights(name, weights if name == backbone else None)
         for convolution, (weight, bias) in zip(trunk, source, strict=True):
-            convolution.weight.data, convolution.bias.data = weight.float(), bias.float()
+            convolution.load_state_dict({"weight": weight.float(), "bias": bias.float()})
         self.requires_grad_(False)
         self.eval()
 

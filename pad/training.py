@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pad.balancing import GradientNormalizer
 from pad.config import Config
-from pad.devices import cast_backbone, pick_precision
+from pad.devices import cast_backbone, pick_precision, to_device
 from pad.errors import PadError
 from pad.losses import adversarial_loss, critic_loss, gradient_penalty
 from pad.networks import build_networks
@@ -83,7 +83,7 @@ class Trainer:
         self.dtype = pick_precision(config.precision, device)
         torch.manual_seed(config.seed)
         self.random = torch.Generator().manual_seed(config.seed)
-        self.networks = build_networks(config).to(device=device, memory_format=torch.channels_last)
+        self.networks = to_device(build_networks(config), device)
         self.averaged = nn.ModuleDict(
             {name: copy.deepcopy(self.networks[name]) for name in ("encoder", "generator")}
         ).requires_grad_(False)
@@ -159,7 +159,7 @@ class Trainer:
             real_criticism, fake_criticism = critic(real).float(), critic(fake).float()
             loss = critic_loss(real_criticism, fake_criticism, config.drift)
             if penalize and config.gradient_penalty:
-                # A lazy penalty comes every k-th step and k times as strong (Karras et al., arXiv:1912.04958).
+                # A lazy penalty: every k-th step, k times as strong (Karras et al., arXiv:1912.04958).
                 strength = config.gradient_penalty * config.gradient_penalty_every
                 loss = loss + strength * gradient_penalty(network, real, fake, self.random)
         optimizer = self.optimizers[name]
