@@ -63,10 +63,10 @@ class Config:
     drift: float = 1e-3  # epsilon
     image_critic: bool = True  # train D_x and follow its gradient in G
     latent_critic: bool = True  # train D_z and follow its gradient in E
-    image_critic_from: int = 0  # the E/G step from which D_x takes part
-    latent_critic_from: int = 0  # the E/G step from which D_z takes part
+    warm_up: float = 0.5  # share of the training in which E and G follow reconstruction alone
+    critic_head_start: float = 0.1  # share of the training, at the end of the warm-up, in which critics learn
     balancing: str = "gradient-normalizing"  # or "fixed"
-    balance_every: int = 100  # steps between measurements of the gradients
+    balance_every: int = 5  # steps between measurements of the gradients
     balance_target: float = 10.0  # wanted ratio of reconstruction to adversarial gradient; the paper: 1
     generator_weight: float = 1.0  # w_G when balancing is "fixed"
     encoder_weight: float = 1.0  # w_E when balancing is "fixed"
@@ -187,8 +187,10 @@ def check(config: Config) -> None:
     for key in ("learning_rate", "critic_learning_rate", "balance_target", "refine_rate"):
         need(getattr(config, key) > 0, key, "a number above 0")
     for key in ("weight_decay", "gradient_penalty", "drift", "refine_steps", "sample_every", "augment_shift",
-                "image_critic_from", "latent_critic_from", "generator_weight", "encoder_weight"):  # fmt: skip
+                "generator_weight", "encoder_weight"):  # fmt: skip
         need(getattr(config, key) >= 0, key, "0 or more")
+    for key in ("warm_up", "critic_head_start"):
+        need(0 <= getattr(config, key) <= 1, key, "a share of the training from 0 to 1")
     need(0 <= config.ema < 1, "ema", "a decay from 0 to below 1")
     need(len(config.betas) == 2 and all(0 <= b < 1 for b in config.betas), "betas", "two numbers below 1")
     need(0 < config.calibration_fraction < 1, "calibration_fraction", "a share between 0 and 1")

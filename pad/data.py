@@ -483,7 +483,7 @@ def _pixels(image: Any, index: int) -> np.ndarray | Image.Image:
         array = array[:, :, 0]
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
         raise PadError(
-            f"image {index}: takes a path, a PIL image, a uint8 array (H, W[, C]) or a float tensor (C, H, W),"
-            f" not {array.dtype} of shape {array.shape}"
+            f"image {index}: takes a path, a PIL image, a uint8 array (H, W[, C]) or a float tensor (C, H, "
+            f"W), not {array.dtype} of shape {array.shape}"
         )
     return array

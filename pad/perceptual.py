@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,10 @@ class Backbone(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    def convolution(self, layer: str) -> nn.Conv2d:
+        """The convolution before a ReLU."""
+        return cast(nn.Conv2d, self.convolutions[layer])
+
     def train(self, mode: bool = True) -> Backbone:
         """Frozen: always in evaluation mode."""
         return super().train(False)
@@ -88,7 +93,7 @@ class Backbone(nn.Module):
         if self.size is not None and x.shape[-1] != self.size:
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
         x = ((x + 1) / 2 - self.mean) / self.deviation
-        x = x.to(self.convolutions["relu1_1"].weight.dtype)
+        x = x.to(self.convolution("relu1_1").weight.dtype)
         if x.device.type in ("cuda", "cpu"):
             x = x.contiguous(memory_format=torch.channels_last)
         features = {}
@@ -198,7 +203,7 @@ class RelativePerceptualL1(nn.Module):
         self.layers = dict(layers)
         self.power = 1 if standardize == "sigma" else 2
         self.statistics = nn.ModuleDict(
-            {name: _ChannelStatistics(backbone.convolutions[name].out_channels) for name in self.layers}
+            {name: ChannelStatistics(backbone.convolution(name).out_channels) for name in self.layers}
         )
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -254,7 +259,7 @@ class RelativePerceptualL1(nn.Module):
             if not n:
                 raise PadError("feature statistics: no images were given")
             mean = total / n
-            self.statistics[name].set(mean, (squares / n - mean.square()).clamp_min(0).sqrt())
+            cast(ChannelStatistics, self.statistics[name]).assign(mean, (squares / n - mean.square()).clamp_min(0).sqrt())
         return self
 
 
@@ -262,7 +267,7 @@ def _norm(f_x: Tensor) -> Tensor:
     return f_x.abs().flatten(1).sum(1, dtype=torch.float32).clamp_min(1e-6).detach()
 
 
-class _ChannelStatistics(nn.Module):
+class ChannelStatistics(nn.Module):
     """mu and sigma of a layer, (c,) each; they travel with the model."""
 
     mean: Tensor
@@ -273,7 +278,7 @@ class _ChannelStatistics(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("sigma", torch.ones(channels))
 
-    def set(self, mean: Tensor, sigma: Tensor) -> None:
+    def assign(self, mean: Tensor, sigma: Tensor) -> None:
         # A channel that never responds says nothing: with sigma far below the others it would drown them.
         floor = 0.01 * float(sigma.mean()) or 1.0
         self.mean.copy_(mean)

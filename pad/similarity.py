@@ -53,7 +53,8 @@ class L2(PixelSimilarity):
 
 class SSIM(PixelSimilarity):
     """1 - structural similarity (Wang et al., 2004): Gaussian window of 11 pixels and deviation 1.5,
-    K = (0.01, 0.03), dynamic range 2; in [0, 2]. The window is cut off at the border, where it is normalized anew."""
+    K = (0.01, 0.03), dynamic range 2; in [0, 2]. The window is cut off at the
+    border, where it is normalized anew."""
 
     def pixels(self, x: Tensor, y: Tensor) -> Tensor:
         position = torch.arange(11, device=x.device, dtype=x.dtype) - 5

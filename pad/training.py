@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -118,34 +118,27 @@ class Trainer:
     def step(self, progress: float) -> dict[str, Tensor]:
         """One update of everything. `progress` in [0, 1) is the share of the training done, for the schedule.
         Returns the losses, scalars on the device, unchecked."""
+        config = self.config
         self._set_learning_rates(progress)
         losses: dict[str, Tensor] = {}
-        if self._image_critic_on or self._latent_critic_on:
-            for _ in range(self.config.n_critic):
+        if progress >= config.warm_up - config.critic_head_start:
+            for _ in range(config.n_critic):
                 losses.update(self._critic_step())
-        losses.update(self._encoder_generator_step())
+        losses.update(self._encoder_generator_step(adversarial=progress >= config.warm_up))
         self.steps_done += 1
         self._average()
         return losses
-
-    @property
-    def _image_critic_on(self) -> bool:
-        return self.config.image_critic and self.steps_done >= self.config.image_critic_from
-
-    @property
-    def _latent_critic_on(self) -> bool:
-        return self.config.latent_critic and self.steps_done >= self.config.latent_critic_from
 
     def _critic_step(self) -> dict[str, Tensor]:
         x, _ = self._images()
         z = self._prior(len(x))
         penalize = self.critic_steps_done % self.config.gradient_penalty_every == 0
         losses = {}
-        if self._latent_critic_on:
+        if self.config.latent_critic:
             with torch.no_grad(), self._autocast():
                 fake_z = self.compiled["encoder"](x).float()
             losses["latent_critic_loss"] = self._update_critic("latent_critic", z, fake_z, penalize)
-        if self._image_critic_on:
+        if self.config.image_critic:
             with torch.no_grad(), self._autocast():
                 fake_x = self.compiled["generator"](z).float()
             losses["image_critic_loss"] = self._update_critic("image_critic", x, fake_x, penalize)
@@ -169,7 +162,7 @@ class Trainer:
         network.requires_grad_(False)
         return (real_criticism.mean() - fake_criticism.mean()).detach()
 
-    def _encoder_generator_step(self) -> dict[str, Tensor]:
+    def _encoder_generator_step(self, adversarial: bool) -> dict[str, Tensor]:
         encoder, generator = self.networks["encoder"], self.networks["generator"]
         theta_e, theta_g = list(encoder.parameters()), list(generator.parameters())
         x, reference = self._images(with_reference=True)
@@ -177,29 +170,30 @@ class Trainer:
             z_x = self.compiled["encoder"](x)
             rec_loss = self.similarity.compare(reference, self.compiled["generator"](z_x).float()).mean()
             losses = {"rec_loss": rec_loss}
-            adversarial: dict[str, list[Tensor] | None] = {"encoder": None, "generator": None}
-            if self._latent_critic_on:
+            if adversarial and self.config.latent_critic:
                 losses["encoder_loss"] = adversarial_loss(self.compiled["latent_critic"](z_x.float()).float())
-            if self._image_critic_on:
+            if adversarial and self.config.image_critic:
                 fake_x = self.compiled["generator"](self._prior(len(x)))
                 losses["generator_loss"] = adversarial_loss(
                     self.compiled["image_critic"](fake_x.float()).float()
                 )
+        adv_e = adv_g = None
         if "encoder_loss" in losses:
-            adversarial["encoder"] = list(
-                torch.autograd.grad(losses["encoder_loss"], theta_e, retain_graph=True)
-            )
+            adv_e = torch.autograd.grad(losses["encoder_loss"], theta_e, retain_graph=True)
         if "generator_loss" in losses:
-            adversarial["generator"] = list(torch.autograd.grad(losses["generator_loss"], theta_g))
+            adv_g = torch.autograd.grad(losses["generator_loss"], theta_g)
         rec = torch.autograd.grad(rec_loss, [*theta_e, *theta_g])
-        reconstruction = {"encoder": rec[: len(theta_e)], "generator": rec[len(theta_e) :]}
-        for name, theta in (("encoder", theta_e), ("generator", theta_g)):
-            self._follow(name, theta, adversarial[name], reconstruction[name])
+        self._follow("encoder", theta_e, adv_e, rec[: len(theta_e)])
+        self._follow("generator", theta_g, adv_g, rec[len(theta_e) :])
         self.optimizers["networks"].step()
         return {key: value.detach() for key, value in losses.items()}
 
     def _follow(
-        self, name: str, theta: list[Tensor], adversarial: list[Tensor] | None, rec: tuple[Tensor, ...]
+        self,
+        name: str,
+        theta: Sequence[Tensor],
+        adversarial: Sequence[Tensor] | None,
+        rec: Sequence[Tensor],
     ) -> None:
         """theta.grad = adversarial + w * reconstruction"""
         if adversarial is None:
