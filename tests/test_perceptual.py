@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models import vgg16
+
+from pad.config import Config
+from pad.data import load_all, resolve
+from pad.errors import PadError
+from pad.perceptual import Backbone, RelativePerceptualL1, _stlpips_file, load_backbone_weights
+
+
+def noise(n: int = 3, channels: int = 3, size: int = 32, seed: int = 0) -> Tensor:
+    return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A torchvision VGG-16 with random weights, as a user would save it."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
+    torch.save(vgg16(weights=None).state_dict(), path)
+    return path
+
+
+def test_vgg16_equals_torchvisions(weights_file: Path) -> None:
+    reference = vgg16(weights=None)
+    reference.load_state_dict(torch.load(weights_file, weights_only=True))
+    x = noise()
+    normalized = ((x + 1) / 2 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    ).view(3, 1, 1)
+    features = Backbone("vgg16", ["relu1_2", "relu3_3", "relu4_2"], str(weights_file))(x)
+    for name, cut in (("relu1_2", 4), ("relu3_3", 16), ("relu4_2", 21)):
+        expected = reference.features[:cut](normalized)
+        torch.testing.assert_close(features[name], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_shift_tolerant_pooling_equals_the_packages_own_filter() -> None:
+    """Dense maximum, then the blur filter that lies in the weights' file, at stride 2."""
+    state = torch.load(_stlpips_file(), weights_only=True, map_location="cpu")
+    h = torch.rand(2, 64, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = F.conv2d(
+        F.pad(F.max_pool2d(h, 2, stride=1), (1, 1, 1, 1), mode="reflect"),
+        state["net.slice2.5.filt"],
+        stride=2,
+        groups=64,
+    )
+    torch.testing.assert_close(Backbone("vgg16-st", ["relu2_1"])._pool(h, "relu2_1"), expected)
+
+
+def test_default_backbone_takes_every_convolution_of_the_file() -> None:
+    state = torch.load(_stlpips_file(), weights_only=True, map_location="cpu")
+    expected = [v for k, v in state.items() if k.startswith("net.") and k.endswith("weight")]
+    found = load_backbone_weights("vgg16-st")
+    assert len(found) == 13
+    assert all(torch.equal(weight, e) for (weight, _), e in zip(found, expected, strict=True))
+
+
+def test_grey_images_are_repeated_to_three_channels() -> None:
+    backbone = Backbone("vgg16-st", ["relu2_2"])
+    x = noise(channels=1)
+    torch.testing.assert_close(backbone(x)["relu2_2"], backbone(x.repeat(1, 3, 1, 1))["relu2_2"])
+
+
+def fitted(layers: dict[str, float], standardize: str = "sigma") -> RelativePerceptualL1:
+    similarity = RelativePerceptualL1(Backbone("vgg16-st", layers), layers, standardize)
+    return similarity.fit(similarity.features(noise(4, seed=s)) for s in range(3))
+
+
+def test_statistics_against_numpy() -> None:
+    similarity = fitted({"relu2_2": 1.0})
+    features = np.concatenate(
+        [similarity.backbone(noise(4, seed=s))["relu2_2"].numpy() for s in range(3)]
+    ).astype(np.float64)
+    statistics = similarity.statistics["relu2_2"]
+    np.testing.assert_allclose(statistics.mean.numpy(), features.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    sigma = features.std((0, 2, 3))
+    np.testing.assert_allclose(
+        statistics.sigma.numpy(), np.maximum(sigma, 0.01 * sigma.mean()), rtol=1e-3, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("standardize", ["sigma", "variance"])
+def test_relative_perceptual_l1_against_numpy(standardize: str) -> None:
+    layers = {"relu2_2": 1.0, "relu3_1": 0.5}
+    similarity = fitted(layers, standardize)
+    x, y = noise(3, seed=10), noise(3, seed=11)
+    total = np.zeros(3)
+    for name, weight in layers.items():
+        statistics = similarity.statistics[name]
+        mu = statistics.mean.double().numpy()[:, None, None]
+        sigma = statistics.sigma.double().numpy()[:, None, None] ** (1 if standardize == "sigma" else 2)
+        f_x = (similarity.backbone(x)[name].double().numpy() - mu) / sigma
+        f_y = (similarity.backbone(y)[name].double().numpy() - mu) / sigma
+        total += weight * np.abs(f_x - f_y).sum((1, 2, 3)) / np.abs(f_x).sum((1, 2, 3))
+    np.testing.assert_allclose(similarity(x, y).numpy(), total / 1.5, rtol=1e-4)
+    assert similarity(x, x).abs().max() == 0
+
+
+def test_the_denominator_carries_no_gradient() -> None:
+    similarity = fitted({"relu2_2": 1.0})
+    x, y = noise(1, seed=5).requires_grad_(True), noise(1, seed=6)
+    (gradient,) = torch.autograd.grad(similarity(x, y).sum(), x)
+    f_x = similarity.prepare(x)[0]
+    f_y = similarity.prepare(y)[0]
+    fixed = f_x.detach().abs().sum()
+    (expected,) = torch.autograd.grad((f_x - f_y).abs().sum() / fixed, x)
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("layers", [{"relu3_3": 1.0}, {"relu2_2": 1.0, "relu3_3": 2.0}])
+def test_the_map_adds_up_to_the_score(layers: dict[str, float]) -> None:
+    similarity = fitted(layers)
+    x, y = noise(2, seed=7), noise(2, seed=8)
+    fine = similarity.map(similarity.prepare(x), y, 32)
+    assert fine.shape == (2, 32, 32)
+    assert fine.min() >= 0
+    torch.testing.assert_close(fine.mean((1, 2)), similarity(x, y), rtol=1e-4, atol=1e-6)
+
+
+def test_more_robust_to_contrast_than_l1_and_l2(boots: Path) -> None:
+    """How much the distance between two different images changes when both lose half of their contrast."""
+    from pad.similarity import L1, L2
+
+    images, _, _ = load_all(resolve([str(boots)], "train"), Config())
+    similarity = RelativePerceptualL1(Backbone("vgg16-st", ["relu3_3"]), {"relu3_3": 1.0})
+    similarity.fit(similarity.features(batch) for batch in images.split(60))
+    x, y = images[:40], images[40:80]
+
+    def fade(image: Tensor) -> Tensor:
+        mean = image.mean((1, 2, 3), keepdim=True)
+        return mean + 0.5 * (image - mean)
+
+    def moved(metric: RelativePerceptualL1 | L1 | L2) -> float:
+        before, after = metric(x, y), metric(fade(x), fade(y))
+        return float(((after - before).abs() / before).mean())
+
+    assert moved(similarity) < 0.5 * moved(L1())
+    assert moved(similarity) < 0.5 * moved(L2())
+
+
+def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(PadError, match="no 'relu3_9'; did you mean 'relu3_3'"):
+        Backbone("vgg16-st", ["relu3_9"])
+    with pytest.raises(PadError, match=r"no such file .*missing\.pth"):
+        Backbone("vgg19", ["relu4_2"], str(tmp_path / "missing.pth"))
+    junk = tmp_path / "junk.pth"
+    junk.write_bytes(b"not weights")
+    with pytest.raises(PadError, match="cannot read"):
+        Backbone("vgg19", ["relu4_2"], str(junk))
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(PadError, match="does not hold the convolutions"):
+        Backbone("vgg19", ["relu4_2"], str(tmp_path / "other.pth"))
+    with pytest.raises(PadError, match="too small"):
+        Backbone("vgg16-st", ["relu5_3"])(noise(1, size=8))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    import os
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    path = tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(PadError):
+        Backbone("vgg16", ["relu1_1"], str(path))
+    assert not (tmp_path / "ran").exists()
