@@ -1,13 +1,14 @@
 """A model hub on 127.0.0.1 that speaks the protocol of huggingface_hub, for tests with the real client.
 
-It keeps repositories in memory and can misbehave on purpose: cut a connection, serve wrong bytes, be slow.
-Large files (here: `.safetensors` and `.png`) are LFS files; their `resolve` answers with a redirect to another host
-name, as the hub's does to its storage, where no token may arrive.
+It keeps repositories in memory and can misbehave on purpose: cut a connection, serve wrong bytes, not answer.
+Large files (here: `.safetensors` and `.png`) are LFS files; their `resolve` answers with a redirect to
+another host name, as the hub's does to its storage, where no token may arrive.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -122,7 +123,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # the client was killed
+                self.wfile.write(body)
 
     def refuse(self, status: int, code: str, message: str) -> None:
         self.answer({"error": message}, status, X_Error_Code=code, X_Error_Message=message)
@@ -212,7 +214,8 @@ class Handler(BaseHTTPRequestHandler):
             start, status = int(asked[1]), 206
             headers["Content_Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if self.hub.barrier is not None:
-            self.hub.barrier.wait(20)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self.hub.barrier.wait(60)
         if self.hub.corrupt > 0:
             self.hub.corrupt -= 1
             content = content[:-1] + bytes([content[-1] ^ 1])
@@ -221,7 +224,6 @@ class Handler(BaseHTTPRequestHandler):
             half = (len(content) - start) // 2
             headers["Content_Length"] = str(len(content) - start)
             self.answer(content[start : start + half], status, **headers)
-            self.wfile.flush()
             self.close_connection = True
             return None
         return self.answer(content[start:], status, **headers)
