@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -167,15 +168,18 @@ def _snapshot(repo: str, revision: str | None, names: list[str], force: bool = F
 
     from pad import __version__
 
+    check_token()
     try:
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=names,
-            library_name="pad",
-            library_version=__version__,
-            force_download=force,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Not enough free disk space")  # the error says it
+            folder = snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=names,
+                library_name="pad",
+                library_version=__version__,
+                force_download=force,
+            )
     except Exception as error:
         raise explain(error, repo, revision) from None
     return Path(folder)
@@ -225,6 +229,16 @@ def endpoint() -> str:
     return re.sub(r"//[^/@]*@", "//", constants.ENDPOINT)
 
 
+def check_token() -> bool:
+    """Whether the user has a token (HF_TOKEN, or logged in). Raises PadError if it cannot be one."""
+    from huggingface_hub import get_token
+
+    token = get_token() or ""
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise PadError("HF_TOKEN holds characters that no access token has: set it anew")
+    return bool(token)
+
+
 def scrub(text: str) -> str:
     """`text` in one line without the user's token, which must never reach output, files or errors."""
     from huggingface_hub import get_token
@@ -270,13 +284,12 @@ def explain(error: Exception, repo: str, revision: str | None = None, action: st
         return PadError(f"HF_HUB_OFFLINE is set and {at} is not in {cache}: unset it to {action}")
     for cause in chain:
         if isinstance(cause, ConnectionError) or type(cause).__module__.partition(".")[0] in _NETWORK:
-            return PadError(
-                f"cannot reach {host} to {action} {at}: {scrub(str(cause)) or type(cause).__name__:.150}"
-            )
+            reason = scrub(str(cause)) or type(cause).__name__
+            return PadError(f"cannot {action} {at}, the network or {host} fails: {reason:.150}")
         if isinstance(cause, errors.LocalEntryNotFoundError):
             return PadError(f"cannot reach {host} to {action} {at}, and it is not in {cache}")
     if isinstance(error, OSError):
-        return PadError(f"cannot {action} {at}: {scrub(error.strerror or str(error))}")
+        return PadError(f"cannot {action} {at} (cache {cache}): {scrub(error.strerror or str(error))}")
     return error if scrub(str(error)) == " ".join(str(error).split()) else RuntimeError(scrub(str(error)))
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from commands import environment, refused, start, zoo
 from hub_server import TOKEN, Hub
+from zoo_process import environment, refused, start, zoo
 
 from pad.config import Config, to_mapping
 from pad.errors import PadError
@@ -212,7 +212,7 @@ def test_refusals_of_the_hub(hub: Hub, model: Path, tmp_path: Path) -> None:
 def test_no_network(tmp_path: Path) -> None:
     env = environment("http://user:secret@127.0.0.1:9", tmp_path)
     message = refused("download", "hf-hub:org/boots", env=env)
-    assert "cannot reach http://127.0.0.1:9" in message
+    assert "cannot reach http://127.0.0.1:9 to download org/boots" in message
     assert "secret" not in message
 
 
@@ -281,7 +281,7 @@ def test_publishing_is_refused_clearly(hub: Hub, model: Path, tmp_path: Path) ->
         "publish", str(model), "org/b", env={**env, "HF_HUB_OFFLINE": "1"}
     )
     assert "not of the form" in refused("publish", str(model), "boots", env=env)
-    assert "cannot reach" in refused(
+    assert "cannot publish org/b, the network" in refused(
         "publish", str(model), "org/b", env={**env, "HF_ENDPOINT": "http://127.0.0.1:9"}
     )
     assert not hub.repositories
