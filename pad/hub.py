@@ -32,7 +32,8 @@ def list_models() -> list[str]:
 def zoo_names(root: Path | None = None) -> list[str]:
     """The names in the zoo's index and of the model folders that lie in the zoo, sorted."""
     root = root or zoo_folder()
-    local = {path.parent.relative_to(root).as_posix() for path in root.glob(f"*/**/{WEIGHTS}")}
+    folders = {path.parent.relative_to(root).as_posix() for path in root.glob(f"*/**/{WEIGHTS}")}
+    local = {name for name in folders if not any(part.startswith(".") for part in name.split("/"))}
     return sorted(local | set(read_index(root)))
 
 
