@@ -21,6 +21,8 @@ from pad.modelfolder import CONFIG, FILES, WEIGHTS, present
 from pad.zooindex import ZooModel, is_inside, read_index, sha256, zoo_folder
 
 KINDS = "a run folder, a model folder, zoo:NAME or hf-hub:ORG/REPO[@REVISION]"
+_ATTEMPTS = 4  # at a download whose connection is cut
+_CUT = ("ChunkedEncodingError", "IncompleteRead", "RemoteProtocolError")
 _SPEC = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
@@ -170,19 +172,24 @@ def _snapshot(repo: str, revision: str | None, names: list[str], force: bool = F
     from pad import __version__
 
     check_token()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Not enough free disk space")  # the error says it
-            folder = snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=names,
-                library_name="pad",
-                library_version=__version__,
-                force_download=force,
-            )
-    except Exception as error:
-        raise explain(error, repo, revision) from None
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Not enough free disk space")  # the error says it
+                folder = snapshot_download(
+                    repo,
+                    revision=revision,
+                    allow_patterns=names,
+                    library_name="pad",
+                    library_version=__version__,
+                    force_download=force,
+                )
+        except Exception as error:
+            # Newer clients resume a cut connection themselves, older ones on the next call.
+            if attempt < _ATTEMPTS and any(type(cause).__name__ in _CUT for cause in _chain(error)):
+                continue
+            raise explain(error, repo, revision) from None
+        break
     return Path(folder)
 
 

@@ -145,7 +145,10 @@ def test_a_cut_connection_is_resumed(hub: Hub, tmp_path: Path) -> None:
     assert status == 0, err
     assert same_bytes(large, Path(out.split()[-1]))
     ranges = [headers.get("range") for m, path, headers in hub.requests if m == "GET" and "/storage" in path]
-    assert ranges == [None, f"bytes={10 << 20}-"]  # the client keeps whole blocks of 10 MiB
+    assert ranges in (
+        [None, f"bytes={10 << 20}-"],  # the client keeps whole blocks of 10 MiB
+        [None, f"bytes={(large / 'model.safetensors').stat().st_size // 2}-"],  # older ones all that came
+    )
 
 
 def test_a_killed_download_goes_on(hub: Hub, model: Path, tmp_path: Path) -> None:
