@@ -17,7 +17,9 @@ from pathlib import Path
 from hub_server import TOKEN, Hub
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "safetensors.torch", "yaml", "pad.zoo_commands", "pad.config"])
+CONTEXT.set_forkserver_preload(
+    ["torch", "safetensors.torch", "yaml", "pad.cli", "pad.zoo_commands", "pad.config"]
+)
 
 
 def environment(hub: Hub | str, home: Path, **more: str) -> dict[str, str]:
@@ -96,16 +98,7 @@ def _child(words: tuple[str, ...], env: dict[str, str], out: Path, err: Path, fi
 
 
 def main(words: list[str]) -> int:
-    import argparse
+    """`pad zoo WORDS` in this process."""
+    from pad.cli import main
 
-    from pad.errors import PadError
-    from pad.zoo_commands import add_parser
-
-    parser = argparse.ArgumentParser(prog="pad")
-    add_parser(parser.add_subparsers())
-    args = parser.parse_args(["zoo", *words])
-    try:
-        return int(args.run(args))
-    except PadError as error:
-        print("pad:", error, file=sys.stderr)
-        return 2
+    return main(["zoo", *words])
