@@ -1,9 +1,10 @@
 """Finding a model: a run folder, a model folder, `zoo:NAME`, or `hf-hub:ORG/REPO[@REVISION]`.
 
 Downloads go through `huggingface_hub`, so its cache and its environment variables (HF_HOME, HF_TOKEN,
-HF_ENDPOINT, HF_HUB_OFFLINE) work as everywhere; an interrupted one is resumed and several processes may ask
-for the same model at once. Only the four files of a model folder are ever fetched, and their checksums are
-verified before anything reads them.
+HF_ENDPOINT, HF_HUB_OFFLINE) work as everywhere: a connection that is cut is resumed where it broke, a killed
+download goes on with the files that are not yet there, and several processes may ask for the same model at
+once. Only the files of a model folder, or those that the zoo's index lists, are ever fetched, and their
+checksums are verified before anything reads them, each time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pad.errors import PadError, did_you_mean
@@ -19,6 +21,8 @@ from pad.modelfolder import CONFIG, FILES, WEIGHTS, present
 from pad.zooindex import ZooModel, is_inside, read_index, sha256, zoo_folder
 
 KINDS = "a run folder, a model folder, zoo:NAME or hf-hub:ORG/REPO[@REVISION]"
+_ATTEMPTS = 4  # at a download whose connection is cut
+_CUT = ("ChunkedEncodingError", "IncompleteRead", "RemoteProtocolError")
 _SPEC = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
@@ -30,7 +34,8 @@ def list_models() -> list[str]:
 def zoo_names(root: Path | None = None) -> list[str]:
     """The names in the zoo's index and of the model folders that lie in the zoo, sorted."""
     root = root or zoo_folder()
-    local = {path.parent.relative_to(root).as_posix() for path in root.glob(f"*/**/{WEIGHTS}")}
+    folders = {path.parent.relative_to(root).as_posix() for path in root.glob(f"*/**/{WEIGHTS}")}
+    local = {name for name in folders if not any(part.startswith(".") for part in name.split("/"))}
     return sorted(local | set(read_index(root)))
 
 
@@ -127,33 +132,31 @@ def parse_hub_spec(spec: str) -> tuple[str, str | None]:
     return match["repo"], match["revision"]
 
 
-def download_zoo_model(model: ZooModel, force: bool = False) -> Path:
+def download_zoo_model(model: ZooModel) -> Path:
     """The folder of a model that the index says is remote, at its pinned revision and checksums."""
     if model.remote is None:
         raise PadError(f"zoo:{model.name} is not published anywhere")
-    files = {name: digest for name, digest in model.files.items() if name in FILES}
-    return download(model.remote["repo"], model.remote["revision"], files, force)
+    return download(model.remote["repo"], model.remote["revision"], model.files)
 
 
-def download(
-    repo: str, revision: str | None = None, checksums: Mapping[str, str] | None = None, force: bool = False
-) -> Path:
+def download(repo: str, revision: str | None = None, checksums: Mapping[str, str] | None = None) -> Path:
     """Downloads a model folder into the hub client's cache, or takes it from there.
 
     Args:
         repo: "ORG/NAME".
         revision: branch, tag or commit; the main branch if None.
-        checksums: sha256 by file, of every file that must be there.
-        force: download again what is in the cache.
+        checksums: sha256 by file, of every file that must be there; only these are fetched. By default the
+            files of a model folder are, and compared with what the hub announces.
 
-    Returns the folder in the cache; its files are what the hub, and `checksums`, say they are.
+    Returns the folder in the cache.
     Raises PadError, one line, for no network, no such model or revision, no access, no space, wrong checksum.
     """
-    folder = _snapshot(repo, revision, force)
-    fault = _wrong_file(folder, checksums or {})
-    if fault and not force and not _offline():  # a damaged cache is mended by downloading again, once
-        folder = _snapshot(repo, revision, force=True)
-        fault = _wrong_file(folder, checksums or {})
+    names = list(checksums or FILES)
+    folder = _snapshot(repo, revision, names)
+    fault = _wrong_file(folder, names, checksums or {})
+    if fault and not offline():  # a damaged cache is mended by downloading again, once
+        folder = _snapshot(repo, revision, names, force=True)
+        fault = _wrong_file(folder, names, checksums or {})
     if fault:
         raise PadError(f"hf-hub:{repo}: {fault}; refused. If it was damaged in the cache, delete {folder}")
     if not (folder / WEIGHTS).exists():
@@ -163,27 +166,34 @@ def download(
     return folder
 
 
-def _snapshot(repo: str, revision: str | None, force: bool) -> Path:
+def _snapshot(repo: str, revision: str | None, names: list[str], force: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     from pad import __version__
 
-    try:
-        return Path(
-            snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=list(FILES),
-                library_name="pad",
-                library_version=__version__,
-                force_download=force,
-            )
-        )
-    except Exception as error:
-        raise explain(error, repo, revision) from None
+    check_token()
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Not enough free disk space")  # the error says it
+                folder = snapshot_download(
+                    repo,
+                    revision=revision,
+                    allow_patterns=names,
+                    library_name="pad",
+                    library_version=__version__,
+                    force_download=force,
+                )
+        except Exception as error:
+            # Newer clients resume a cut connection themselves, older ones on the next call.
+            if attempt < _ATTEMPTS and any(type(cause).__name__ in _CUT for cause in _chain(error)):
+                continue
+            raise explain(error, repo, revision) from None
+        break
+    return Path(folder)
 
 
-def _wrong_file(folder: Path, checksums: Mapping[str, str]) -> str:
+def _wrong_file(folder: Path, names: Sequence[str], checksums: Mapping[str, str]) -> str:
     """Which file is not what it should be, by the index and by the name of its blob in the cache; or ''."""
     for name, digest in checksums.items():
         if not (folder / name).is_file():
@@ -191,7 +201,7 @@ def _wrong_file(folder: Path, checksums: Mapping[str, str]) -> str:
         found = sha256(folder / name)
         if found != digest:
             return f"{name} has sha256 {found[:12]}…, the index says {digest[:12]}…"
-    for name in FILES:
+    for name in names:
         path = folder / name
         # The hub names a blob by its sha256 (large files) or its git object id (small ones).
         blob = path.readlink().name if path.is_symlink() else ""
@@ -208,11 +218,33 @@ def _git_id(path: Path) -> str:
 
 # ----------------------------------------------------------------------------------------------- errors
 
+# No space, quota used up, and a file above what the disk or the user's limits allow.
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+_NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "ssl", "socket")
 
-def _offline() -> bool:
+
+def offline() -> bool:
+    """Whether the user has set HF_HUB_OFFLINE."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
+
+
+def endpoint() -> str:
+    """The hub's address (HF_ENDPOINT), without a password that may be in it."""
+    from huggingface_hub import constants
+
+    return re.sub(r"//[^/@]*@", "//", constants.ENDPOINT)
+
+
+def check_token() -> bool:
+    """Whether the user has a token (HF_TOKEN, or logged in). Raises PadError if it cannot be one."""
+    from huggingface_hub import get_token
+
+    token = get_token() or ""
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise PadError("HF_TOKEN holds characters that no access token has: set it anew")
+    return bool(token)
 
 
 def scrub(text: str) -> str:
@@ -222,58 +254,54 @@ def scrub(text: str) -> str:
     token = get_token()
     if token:
         text = text.replace(token, "<token>")
-    return " ".join(re.sub(r"\bhf_\w{8,}", "<token>", text).split())
+    return " ".join(re.sub(r"\bhf_[A-Za-z0-9]{20,}", "<token>", text).split())
+
+
+def explain(error: Exception, repo: str, revision: str | None = None, action: str = "download") -> Exception:
+    """What went wrong with the hub, as a PadError of one line; another error, without the token, if it is
+    none of the known ones."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, PadError):
+        return error
+    chain = list(_chain(error))
+    at = f"{repo}@{revision}" if revision else repo
+    host, cache = endpoint(), constants.HF_HUB_CACHE
+    for cause in chain:
+        response = getattr(cause, "response", None)
+        status = getattr(response, "status_code", 0) or 0
+        said = scrub(getattr(response, "headers", {}).get("X-Error-Message") or "")
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return PadError(f"no space left for {at} in {cache}: free some, or set HF_HOME to another disk")
+        if isinstance(cause, errors.GatedRepoError):
+            return PadError(f"{repo} is gated: ask for access at {host}/{repo}, then set HF_TOKEN")
+        if isinstance(cause, errors.RevisionNotFoundError):
+            return PadError(f"{repo} has no revision '{revision}' at {host}")
+        if isinstance(cause, errors.RepositoryNotFoundError):
+            return PadError(f"there is no model {repo} at {host} (if it is private, set HF_TOKEN)")
+        if status in (401, 403):
+            said = f" ({said})" if said else ""
+            return PadError(
+                f"{host} refuses to {action} {repo}{said}: check that HF_TOKEN is valid and may do this"
+            )
+        if status:
+            return PadError(
+                f"{host} answers with error {status} for {at}{f' ({said})' if said else ''}: try later"
+            )
+    if offline():
+        return PadError(f"HF_HUB_OFFLINE is set and {at} is not in {cache}: unset it to {action}")
+    for cause in chain:
+        if isinstance(cause, ConnectionError) or type(cause).__module__.partition(".")[0] in _NETWORK:
+            reason = scrub(str(cause)) or type(cause).__name__
+            return PadError(f"cannot {action} {at}, the network or {host} fails: {reason:.150}")
+        if isinstance(cause, errors.LocalEntryNotFoundError):
+            return PadError(f"cannot reach {host} to {action} {at}, and it is not in {cache}")
+    if isinstance(error, OSError):
+        return PadError(f"cannot {action} {at} (cache {cache}): {scrub(error.strerror or str(error))}")
+    return error if scrub(str(error)) == " ".join(str(error).split()) else RuntimeError(scrub(str(error)))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def explain(error: Exception, repo: str, revision: str | None = None) -> Exception:
-    """What went wrong with the hub, as a PadError of one line; `error` itself if it is none of the known."""
-    from huggingface_hub import constants, errors
-
-    endpoint = constants.ENDPOINT
-    chain = list(_chain(error))
-    at = f"{repo}@{revision}" if revision else repo
-
-    def status(cause: BaseException) -> int:
-        return getattr(getattr(cause, "response", None), "status_code", 0) or 0
-
-    if isinstance(error, PadError):
-        return error
-    for cause in chain:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = constants.HF_HUB_CACHE
-            return PadError(f"no space left for {at} in {where}: free some, or set HF_HOME to another disk")
-        if isinstance(cause, errors.GatedRepoError):
-            return PadError(f"{repo} is gated: ask for access at {endpoint}/{repo}, then set HF_TOKEN")
-        if isinstance(cause, errors.RevisionNotFoundError):
-            return PadError(f"{repo} has no revision '{revision}' at {endpoint}")
-        if isinstance(cause, errors.RepositoryNotFoundError):
-            return PadError(f"there is no model {repo} at {endpoint} (if it is private, set HF_TOKEN)")
-        if status(cause) in (401, 403):
-            return PadError(
-                f"{endpoint} refuses access to {repo}: check that HF_TOKEN is valid and may do this"
-            )
-        if status(cause):
-            return PadError(f"{endpoint} answers with error {status(cause)} for {at}: try again later")
-    if _offline():
-        return PadError(
-            f"{at} is not in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set: unset it"
-        )
-    for cause in chain:
-        module = type(cause).__module__.partition(".")[0]
-        if module in ("httpx", "httpx2", "httpcore", "requests", "urllib3") or isinstance(
-            cause, ConnectionError
-        ):
-            return PadError(
-                f"cannot reach {endpoint} for {at} ({scrub(str(cause)):.100}), and it is not cached"
-            )
-        if isinstance(cause, errors.LocalEntryNotFoundError):
-            return PadError(f"cannot reach {endpoint} for {at}, and it is not in {constants.HF_HUB_CACHE}")
-    if isinstance(error, OSError):
-        return PadError(f"cannot download {at}: {scrub(error.strerror or str(error))}")
-    return error

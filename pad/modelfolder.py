@@ -84,7 +84,7 @@ def write_model(
     config_yaml = {"format": FORMAT, **config_yaml}
     contents = {
         WEIGHTS: safetensors.torch.save(plain),
-        CONFIG: yaml.dump(config_yaml, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True).encode(),
+        CONFIG: dump_config(config_yaml),
         CARD: readme.encode(),
     }
     if calibration is not None:
@@ -124,6 +124,11 @@ class _PlainDumper(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+def dump_config(config: Mapping[str, Any]) -> bytes:
+    """The content of config.yaml, in plain YAML."""
+    return yaml.dump(dict(config), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True).encode()
 
 
 def _sibling(folder: Path, role: str) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pad.errors import PadError
-from pad.hub import endpoint, explain, offline, parse_hub_spec
+from pad.hub import check_token, endpoint, explain, offline, parse_hub_spec
 from pad.modelfolder import CALIBRATION, CARD, CONFIG, FILES, dump_config, read_model
 
 # What may go along with the four files of a model: pictures of the card, and what `pad zoo verify` scores.
@@ -84,14 +84,14 @@ def upload(publication: Publication) -> str:
 
     Raises PadError, one line, for no network, no or a refused token.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     from pad import __version__
 
     repo = publication.repo
     if offline():
         raise PadError(f"HF_HUB_OFFLINE is set: unset it to publish {repo}")
-    if not get_token():
+    if not check_token():
         raise PadError(
             f"publishing {repo} needs an access token: set HF_TOKEN, or log in with `hf auth login`"
         )

@@ -20,7 +20,6 @@ It is written by `add_entry` from measured results, never by hand.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from typing import Any
 import yaml
 
 from pad.errors import PadError
+from pad.files import atomic
 
 FORMAT = 1
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
@@ -189,6 +189,5 @@ def _write(root: Path, index: Mapping[str, ZooModel]) -> None:
         models.append({key: v for key, v in values.items() if key != "remote" or v is not None})
     text = "# Written by pad.zooindex.add_entry from measured results: do not edit.\n"
     text += yaml.safe_dump({"format": FORMAT, "models": models}, sort_keys=False, allow_unicode=True)
-    temporary = root / f".index.yaml.{os.getpid()}"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(root / "index.yaml")
+    with atomic(root / "index.yaml") as file:
+        file.write(text.encode())

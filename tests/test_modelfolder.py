@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -273,6 +274,27 @@ def test_huge_files_are_refused_unread(tmp_path: Path) -> None:
         refused(folder, name, "too large: 3,221,225,472 bytes")
         (folder / name).write_bytes(content)
     read_model(folder)
+
+
+def test_random_damage_never_gets_past_as_anything_but_a_refusal(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    random = Random(0)
+    refusals: list[str] = []
+    for name in ("model.safetensors", "config.yaml", "calibration.json"):
+        good = (folder / name).read_bytes()
+        for _ in range(60):
+            bad = bytearray(good)
+            for _ in range(random.randint(1, 4)):
+                place = random.randrange(len(bad))
+                bad[place : place + random.randint(0, 3)] = random.randbytes(random.randint(0, 3))
+            (folder / name).write_bytes(bad)
+            try:
+                read_model(folder)
+            except PadError as error:
+                refusals.append(str(error))
+        (folder / name).write_bytes(good)
+    assert len(refusals) > 100
+    assert all(str(folder) in text and len(text.splitlines()) == 1 for text in refusals)
 
 
 def test_malformed_configs_are_refused(tmp_path: Path) -> None:
