@@ -184,10 +184,17 @@ def check(config: Config) -> None:
     for key in ("generator_channels", "encoder_channels", "critic_channels", "latent_critic_channels"):
         widths = getattr(config, key)
         need(bool(widths) and all(c >= 1 for c in widths), key, "a list of widths of at least 1")
-    for key in ("learning_rate", "critic_learning_rate", "balance_target", "refine_rate"):
+    for key in (
+        "learning_rate",
+        "critic_learning_rate",
+        "balance_target",
+        "refine_rate",
+        "generator_weight",
+        "encoder_weight",
+    ):
         need(getattr(config, key) > 0, key, "a number above 0")
     for key in ("weight_decay", "gradient_penalty", "drift", "refine_steps", "sample_every", "augment_shift",
-                "generator_weight", "encoder_weight"):  # fmt: skip
+                ):  # fmt: skip
         need(getattr(config, key) >= 0, key, "0 or more")
     for key in ("warm_up", "critic_head_start"):
         need(0 <= getattr(config, key) <= 1, key, "a share of the training from 0 to 1")

@@ -259,7 +259,9 @@ class RelativePerceptualL1(nn.Module):
             if not n:
                 raise PadError("feature statistics: no images were given")
             mean = total / n
-            cast(ChannelStatistics, self.statistics[name]).assign(mean, (squares / n - mean.square()).clamp_min(0).sqrt())
+            cast(ChannelStatistics, self.statistics[name]).assign(
+                mean, (squares / n - mean.square()).clamp_min(0).sqrt()
+            )
         return self
 
 

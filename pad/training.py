@@ -195,7 +195,11 @@ class Trainer:
         adversarial: Sequence[Tensor] | None,
         rec: Sequence[Tensor],
     ) -> None:
-        """theta.grad = adversarial + w * reconstruction"""
+        """theta.grad along adversarial + w * reconstruction.
+
+        It is divided by w: to Adam only the direction matters, and its running moments, which know the
+        reconstruction gradient from the warm-up, meet no jump when the adversarial one joins.
+        """
         if adversarial is None:
             for p, g_rec in zip(theta, rec, strict=True):
                 p.grad = g_rec
@@ -205,7 +209,7 @@ class Trainer:
             self.balancers[name].update([adversarial[i] for i in layers], [rec[i] for i in layers])
         weight = self.weights[name]
         for p, g_adv, g_rec in zip(theta, adversarial, rec, strict=True):
-            p.grad = g_adv + weight * g_rec
+            p.grad = g_adv / weight + g_rec
 
     @property
     def weights(self) -> dict[str, float]:

@@ -54,15 +54,17 @@ def test_critic_loss_and_adversarial_loss_against_numpy() -> None:
 
 
 def test_a_critic_trained_with_the_loss_measures_the_wasserstein_distance() -> None:
-    """Two points at distance 2 on a line: the best 1-Lipschitz critic tells them apart by 2."""
+    """Two points at distance 2 in space: the best 1-Lipschitz critic tells them apart by 2."""
     torch.manual_seed(0)
-    critic = torch.nn.Sequential(torch.nn.Linear(1, 32), torch.nn.LeakyReLU(0.2), torch.nn.Linear(32, 1))
+    critic = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.LeakyReLU(0.2), torch.nn.Linear(32, 1))
     optimizer = torch.optim.Adam(critic.parameters(), 1e-2, betas=(0.5, 0.99))
-    real, fake, random = torch.full((64, 1), 1.0), torch.full((64, 1), -1.0), torch.Generator().manual_seed(0)
+    real, fake = torch.full((64, 4), 0.5), torch.full((64, 4), -0.5)
+    random = torch.Generator().manual_seed(0)
     for _ in range(300):
         loss = critic_loss(critic(real), critic(fake), 0.0)
         loss = loss + 10 * gradient_penalty(critic, real, fake, random)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert abs((critic(real) - critic(fake)).mean().item() - 2.0) < 0.3
+    # The penalty pulls the slope towards 1 from both sides, a little above 1 where the loss pulls up.
+    assert 1.8 < (critic(real) - critic(fake)).mean().item() < 2.8

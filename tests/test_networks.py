@@ -47,7 +47,7 @@ def test_other_latent_resolutions(resolution: int) -> None:
 
 
 def test_widths_that_do_not_fit_are_refused_with_what_does() -> None:
-    with pytest.raises(PadError, match=r"'generator_channels' has 4 widths .* size 64 .* takes 5"):
+    with pytest.raises(PadError, match=r"'encoder_channels' has 4 widths .* size 64 .* takes 5"):
         build_networks(Config(size=64))
 
 

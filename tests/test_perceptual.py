@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pad.config import Config
 from pad.data import load_all, resolve
 from pad.errors import PadError
 from pad.perceptual import Backbone, RelativePerceptualL1, _stlpips_file, load_backbone_weights
+from pad.similarity import L1, L2
 
 
 def noise(n: int = 3, channels: int = 3, size: int = 32, seed: int = 0) -> Tensor:
@@ -124,25 +126,36 @@ def test_the_map_adds_up_to_the_score(layers: dict[str, float]) -> None:
     torch.testing.assert_close(fine.mean((1, 2)), similarity(x, y), rtol=1e-4, atol=1e-6)
 
 
-def test_more_robust_to_contrast_than_l1_and_l2(boots: Path) -> None:
-    """How much the distance between two different images changes when both lose half of their contrast."""
-    from pad.similarity import L1, L2
+def brighter(x: Tensor) -> Tensor:
+    return (x + 0.2).clamp(-1, 1)
 
+
+def darker(x: Tensor) -> Tensor:
+    return (x - 0.2).clamp(-1, 1)
+
+
+def less_contrast(x: Tensor) -> Tensor:
+    """All intensities at 70 %, as under less light: bright against dark loses contrast, black stays black."""
+    return 0.7 * (x + 1) - 1
+
+
+@pytest.mark.parametrize("change", [brighter, darker, less_contrast])
+def test_moves_less_than_l1_and_l2_under_contrast_and_brightness(boots: Path, change: Callable) -> None:
+    """How far a change of light moves an image, relative to how far another image (new content) is.
+
+    L2 is taken as a distance, the root of the mean square, as it would otherwise shrink by squaring alone.
+    """
     images, _, _ = load_all(resolve([str(boots)], "train"), Config())
-    similarity = RelativePerceptualL1(Backbone("vgg16-st", ["relu3_3"]), {"relu3_3": 1.0})
-    similarity.fit(similarity.features(batch) for batch in images.split(60))
-    x, y = images[:40], images[40:80]
+    layers = Config().layers
+    rho = RelativePerceptualL1(Backbone("vgg16-st", layers), layers)
+    rho.fit(rho.features(batch) for batch in images.split(60))
+    x, other = images[:40], images[40:80]
 
-    def fade(image: Tensor) -> Tensor:
-        mean = image.mean((1, 2, 3), keepdim=True)
-        return mean + 0.5 * (image - mean)
+    def moved(metric: Callable[[Tensor, Tensor], Tensor]) -> float:
+        return float((metric(x, change(x)) / metric(x, other)).mean())
 
-    def moved(metric: RelativePerceptualL1 | L1 | L2) -> float:
-        before, after = metric(x, y), metric(fade(x), fade(y))
-        return float(((after - before).abs() / before).mean())
-
-    assert moved(similarity) < 0.5 * moved(L1())
-    assert moved(similarity) < 0.5 * moved(L2())
+    assert moved(rho) < moved(L1())
+    assert moved(rho) < moved(lambda a, b: L2()(a, b).sqrt())
 
 
 def test_errors_name_what_is_wrong(tmp_path: Path) -> None:

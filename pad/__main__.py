@@ -1,0 +1,8 @@
+"""`python -m pad`: the same as the command `pad`."""
+
+import sys
+
+from pad.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,423 @@
+"""The contract through the command line, as a user meets it: every command is a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "latent_dim=8", "generator_channels=[8,8,8,8]", "encoder_channels=[8,8,8,8]", "critic_channels=[8,8,8,8]",
+    "latent_critic_channels=[16]", "layers=relu2_2", "batch_size=8", "warm_up=0.2", "log_every=5",
+]  # fmt: skip
+
+
+def command(script: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / script), *map(str, arguments)]
+
+
+def run(script: str, *arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command(script, *arguments), capture_output=True, text=True, env=environment)
+    assert done.returncode == status, done.stderr
+    if status:
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    return done
+
+
+def train(data: Path, out: Path, *more: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    return run(
+        "train.py", "--data", data, "--out", out, "--device", "cpu", "--set", *SMALL, *more, status=status
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(boots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "boots"
+    train(boots, folder, "--steps", 20, "--set", "checkpoint_every=10", "sample_every=10")
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# train.py
+
+
+def test_a_run_folder_holds_what_the_contract_says(trained: Path) -> None:
+    model = trained / "model"
+    assert {p.name for p in model.iterdir()} == {
+        "model.safetensors",
+        "config.yaml",
+        "calibration.json",
+        "README.md",
+    }
+    tensors = load_file(model / "model.safetensors")
+    networks = {name.split(".")[0] for name in tensors}
+    assert networks == {"encoder", "generator", "image_critic", "latent_critic", "similarity"}
+    config = yaml.safe_load((model / "config.yaml").read_text())
+    assert config["recipe"]["size"] == 32
+    assert config["recipe"]["backbone"] == "vgg16-st"
+    assert config["data"]["images"] == 70
+    assert config["training"]["steps"] == 20
+    assert "torch" in config["versions"]
+    scores = json.loads((model / "calibration.json").read_text())["scores"]
+    assert len(scores) == 50
+    assert scores == sorted(scores)
+    assert [p.name for p in sorted((trained / "checkpoints").iterdir())] == [
+        "step-00000010.pt",
+        "step-00000020.pt",
+    ]
+    for step in (1, 10, 20):
+        with Image.open(trained / "samples" / f"step-{step:08d}.png") as grid:
+            assert grid.size == (8 * 34 + 2, 3 * 34 + 2)
+    log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [5, 10, 15, 20]
+    assert {
+        "rec_loss",
+        "encoder_loss",
+        "generator_loss",
+        "w_encoder",
+        "w_generator",
+        "images_per_second",
+    } <= set(log[-1])
+
+
+def test_training_is_quiet_when_piped(boots: Path, tmp_path: Path) -> None:
+    done = train(boots, tmp_path / "run", "--steps", 2)
+    assert done.stderr == ""
+    assert "\r" not in done.stdout
+    assert len(done.stdout.splitlines()) == 4
+
+
+def killed_at(checkpoint: Path, number: int, *arguments: object) -> int:
+    """Starts train.py, and sends the signal once the checkpoint is there. Returns the exit status."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(command("train.py", *arguments), env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    return process.wait(timeout=60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_resumed_equals_one_that_never_stopped(
+    boots: Path, tmp_path: Path, trained: Path, number: int
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["--data", boots, "--out", out, "--device", "cpu", "--steps", 20,
+                 "--set", *SMALL, "checkpoint_every=10", "sample_every=10"]  # fmt: skip
+    status = killed_at(out / "checkpoints" / "step-00000010.pt", number, *arguments)
+    assert status == (-9 if number == signal.SIGKILL else 128 + number)
+    run("train.py", "--out", out, "--resume", "--device", "cpu")
+    ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (out, trained))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[k].numpy(), theirs[k].numpy()) for k in ours)
+    assert (out / "model" / "calibration.json").read_bytes() == (
+        trained / "model" / "calibration.json"
+    ).read_bytes()
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert steps == [5, 10, 15, 20]
+
+
+def test_resuming_refuses_other_settings_and_other_images(trained: Path, boots: Path, tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    shutil.copytree(trained, run_folder)
+    assert (
+        "learning_rate"
+        in run("train.py", "--out", run_folder, "--resume", "--set", "learning_rate=0.5", status=2).stderr
+    )
+    other = tmp_path / "other"
+    shutil.copytree(boots, other)
+    next(other.glob("*.png")).unlink()
+    assert (
+        "other images" in run("train.py", "--data", other, "--out", run_folder, "--resume", status=2).stderr
+    )
+    assert "--resume" in train(boots, run_folder, status=2).stderr
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(trained: Path, tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    shutil.copytree(trained, run_folder)
+    newest = run_folder / "checkpoints" / "step-00000020.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    run("train.py", "--out", run_folder, "--resume", "--device", "cpu")
+    ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (run_folder, trained))
+    assert all(np.array_equal(ours[k].numpy(), theirs[k].numpy()) for k in ours)
+
+
+def test_minutes(boots: Path, tmp_path: Path) -> None:
+    train(boots, tmp_path / "run", "--minutes", 0.05)
+    config = yaml.safe_load((tmp_path / "run" / "model" / "config.yaml").read_text())
+    assert config["training"]["finished"]
+    assert config["training"]["steps"] >= 1
+
+
+def test_training_on_colour_photographs_picks_colour(photographs: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(3):
+        for path in photographs.glob("*.png"):
+            with Image.open(path) as image:
+                image.resize((80, 80)).rotate(i).save(data / f"{path.stem}-{i}.png")
+    (data / "broken.png").write_bytes(b"junk")
+    done = run("train.py", "--data", data, "--out", tmp_path / "run", "--device", "cpu", "--steps", 1,
+               "--set", "layers=relu1_2", "batch_size=2")  # fmt: skip
+    assert "skipped" in done.stderr
+    assert "broken.png" in done.stderr
+    recipe = yaml.safe_load((tmp_path / "run" / "model" / "config.yaml").read_text())["recipe"]
+    assert (recipe["size"], recipe["channels"], len(recipe["generator_channels"])) == (64, 3, 5)
+
+
+def test_fine_tuning_goes_on_from_a_model(trained: Path, boots: Path, tmp_path: Path) -> None:
+    run("train.py", "--from", trained, "--data", boots, "--out", tmp_path / "run", "--device", "cpu", "--steps", 2,
+        "--set", "learning_rate=1e-9", "critic_learning_rate=1e-9")  # fmt: skip
+    ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (tmp_path / "run", trained))
+    np.testing.assert_allclose(
+        ours["generator.stem.weight"].numpy(), theirs["generator.stem.weight"].numpy(), atol=1e-4
+    )
+    assert (
+        "channels"
+        in run(
+            "train.py",
+            "--from",
+            trained,
+            "--data",
+            boots,
+            "--out",
+            tmp_path / "other",
+            "--set",
+            "channels=3",
+            status=2,
+        ).stderr
+    )
+
+
+def test_a_loss_that_explodes_stops_with_the_last_good_checkpoint(boots: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = subprocess.run(
+        command("train.py", "--data", boots, "--out", out, "--device", "cpu", "--steps", 30, "--set", *SMALL,
+                "checkpoint_every=1", "learning_rate=1e18", "precision=float32", "schedule=constant"),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "training stopped at step" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "last good checkpoint" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "stepz=3"], "unknown setting 'stepz'; did you mean 'steps'"),
+        (["--set", "steps=many"], "'steps' cannot be 'many'"),
+        (["--set", "size=50"], "a power of two from 16 to 256"),
+        (["--set", "size=64", "generator_channels=[8,8]"], "takes 5"),
+        (["--set", "layers=relu9_1"], "no 'relu9_1'"),
+        (["--set", "steps"], "key=value"),
+        (["--set", "backbone=vgg19", "backbone_weights=missing.pth"], "missing.pth"),
+        (["--config", "fashon-mnist"], "did you mean 'fashion-mnist'"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--steps", "0"], "at least 1"),
+        (["--steps", "5", "--minutes", "1"], "not allowed with"),
+        (["--device", "tpu"], "auto, cpu, cuda or mps"),
+        (["--from", "zoo:fashion-mnist/ankle-boat"], "ankle-boat"),
+    ],
+)
+def test_unusable_arguments_of_training(
+    boots: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = run("train.py", "--data", boots, "--out", tmp_path / "run", *arguments, status=2)
+    assert message in done.stderr
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_unusable_data_of_training(boots: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(boots.glob("*.png"))[:5]:
+        shutil.copy(path, few)
+    message = run("train.py", "--data", few, "--out", tmp_path / "run", status=2).stderr
+    assert "at least 8" in message
+    assert "found 5 images in few" in message
+    assert (
+        "no such file"
+        in run("train.py", "--data", tmp_path / "no", "--out", tmp_path / "run", status=2).stderr
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "empty" in run("train.py", "--data", empty, "--out", tmp_path / "run", status=2).stderr
+    for i in range(9):
+        (empty / f"{i}.png").write_bytes(b"junk")
+    done = subprocess.run(
+        command("train.py", "--data", empty, "--out", tmp_path / "run"), capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "junk" not in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("train.py: ")
+    assert (
+        "data-root"
+        in run(
+            "train.py", "--data", "cifar10:cat", "--data-root", empty, "--out", tmp_path / "run", status=2
+        ).stderr
+    )
+    assert "--data is missing" in run("train.py", "--out", tmp_path / "run", status=2).stderr
+
+
+# evaluate.py
+
+
+def test_a_labelled_folder_is_scored_and_measured(trained: Path, fashion: Path, tmp_path: Path) -> None:
+    done = run("evaluate.py", trained, fashion / "test", "--out", tmp_path / "out", "--device", "cpu")
+    table = rows(tmp_path / "out" / "scores.csv")
+    assert list(table[0]) == ["path", "score", "p_value", "verdict", "error"]
+    assert len(table) == 140
+    assert {row["verdict"] for row in table} <= {"normal", "anomaly"}
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["counts"]["images"] == 140
+    for name in ("roc_auc", "average_precision", "fpr_at_95_tpr"):
+        value = summary[name]
+        assert value["low"] <= value["value"] <= value["high"]
+    assert set(summary["kinds"]) == {"bag", "sandal", "shirt", "sneaker", "trouser"}
+    from sklearn.metrics import roc_auc_score
+
+    labels = [Path(row["path"]).parent.name != "normal" for row in table]
+    expected = roc_auc_score(labels, [float(row["score"]) for row in table])
+    assert summary["roc_auc"]["value"] == pytest.approx(expected, abs=1e-9)
+    for row in table:
+        assert (row["verdict"] == "anomaly") == (float(row["p_value"]) <= 0.05)
+    assert "ROC AUC" in done.stdout
+    assert "trouser" in done.stdout
+
+
+def test_the_same_answer_twice_and_in_other_batches(trained: Path, fashion: Path, tmp_path: Path) -> None:
+    for name, size in (("a", 64), ("b", 64), ("c", 7)):
+        run("evaluate.py", trained, fashion / "test", "--out", tmp_path / name, "--batch-size", size)
+    first, again, other = (tmp_path / name / "scores.csv" for name in "abc")
+    assert first.read_bytes() == again.read_bytes()
+    ours = [float(row["score"]) for row in rows(first)]
+    np.testing.assert_allclose([float(row["score"]) for row in rows(other)], ours, rtol=0.02)
+
+
+def test_broken_files_are_named_and_the_rest_is_scored(trained: Path, fashion: Path, tmp_path: Path) -> None:
+    data = tmp_path / "images"
+    data.mkdir()
+    source = sorted((fashion / "test" / "normal").glob("*.png"))
+    shutil.copy(source[0], data / "good, one.png")
+    (data / "empty.png").touch()
+    (data / "junk.jpg").write_bytes(b"no image at all")
+    (data / "cut.png").write_bytes(source[1].read_bytes()[:150])
+    Image.fromarray(np.asarray(Image.open(source[2])).astype(np.uint16) * 257).save(data / "deep.png")
+    done = run("evaluate.py", trained, data, "--out", tmp_path / "out")
+    table = {Path(row["path"]).name: row for row in rows(tmp_path / "out" / "scores.csv")}
+    assert set(table) == {"good, one.png", "empty.png", "junk.jpg", "cut.png", "deep.png"}
+    for name in ("empty.png", "junk.jpg", "cut.png"):
+        assert table[name]["error"]
+        assert table[name]["score"] == ""
+        assert name in done.stderr
+    for name in ("good, one.png", "deep.png"):
+        assert float(table[name]["score"]) > 0
+    assert "roc_auc" not in json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def test_no_usable_image_is_an_error(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "junk.png").write_bytes(b"junk")
+    message = run("evaluate.py", trained, tmp_path / "junk.png", "--out", tmp_path / "out", status=2).stderr
+    assert "no usable image" in message
+    assert "junk.png" in message
+    assert rows(tmp_path / "out" / "scores.csv")[0]["error"]
+
+
+def test_one_image_a_glob_and_several(trained: Path, fashion: Path, tmp_path: Path) -> None:
+    folder = fashion / "test"
+    one = sorted((folder / "normal").glob("*.png"))[0]
+    done = run("evaluate.py", trained / "model", one)
+    assert one.name in done.stdout
+    run("evaluate.py", trained, one, f"{folder}/sandal/*.png", "--out", tmp_path / "out")
+    assert len(rows(tmp_path / "out" / "scores.csv")) == 1 + len(list((folder / "sandal").glob("*.png")))
+
+
+def test_standard_output_and_other_formats(trained: Path, fashion: Path, tmp_path: Path) -> None:
+    normal = fashion / "test" / "normal"
+    done = run("evaluate.py", trained, normal, "--out", "-", "--format", "jsonl")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 40
+    assert set(lines[0]) == {"path", "score", "p_value", "verdict", "error"}
+    run("evaluate.py", trained, normal, "--out", tmp_path / "out", "--format", "json")
+    assert len(json.loads((tmp_path / "out" / "scores.json").read_text())) == 40
+
+
+def test_fail_on_anomaly_and_fdr(trained: Path, fashion: Path, tmp_path: Path) -> None:
+    data = fashion / "test"
+    loose = subprocess.run(
+        command("evaluate.py", trained, data, "--fpr", 0.9, "--fail-on-anomaly"),
+        capture_output=True,
+        text=True,
+    )
+    assert loose.returncode == 3
+    run("evaluate.py", trained, data, "--fpr", 0.001, "--fail-on-anomaly")
+    run("evaluate.py", trained, data, "--fdr", 0.2, "--out", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["fdr"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MODEL", "missing-folder"], "missing-folder"),
+        (["missing-model", "DATA"], "missing-model"),
+        (["zoo:nothing/like-it", "DATA"], "zoo"),
+        (["MODEL", "DATA", "--fpr", "2"], "between 0 and 1"),
+        (["MODEL", "DATA", "--batch-size", "0"], "at least 1"),
+        (["MODEL", "DATA", "--device", "cuda"], "cuda"),
+        (["MODEL"], "DATA"),
+        (["MODEL", "DATA", "--nonsense"], "--nonsense"),
+    ],
+)
+def test_unusable_arguments_of_evaluation(
+    trained: Path, fashion: Path, arguments: list[str], message: str
+) -> None:
+    known = {"MODEL": str(trained), "DATA": str(fashion / "test")}
+    assert message in run("evaluate.py", *[known.get(a, a) for a in arguments], status=2).stderr
+
+
+def test_a_pickle_is_refused_as_a_model(trained: Path, fashion: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "model", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"\x80\x04.")
+    assert "model.safetensors" in run("evaluate.py", tmp_path / "model", fashion / "test", status=2).stderr
+
+
+# calibrate
+
+
+def test_calibrate_changes_the_calibration_and_nothing_else(
+    trained: Path, fashion: Path, tmp_path: Path
+) -> None:
+    pad = [sys.executable, "-m", "pad"]
+    done = subprocess.run(
+        [*pad, "calibrate", trained, fashion / "test" / "normal", "--out", tmp_path / "model"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    before, after = trained / "model", tmp_path / "model"
+    ours, theirs = load_file(after / "model.safetensors"), load_file(before / "model.safetensors")
+    assert all(np.array_equal(ours[k].numpy(), theirs[k].numpy()) for k in theirs)
+    assert len(json.loads((after / "calibration.json").read_text())["scores"]) == 40
+    done = subprocess.run([*pad, "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("pad ")

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pad
+from pad.config import Config
+from pad.data import load_all, resolve
+from pad.errors import PadError
+
+SMALL = {
+    "steps": 30,
+    "latent_dim": 8,
+    "generator_channels": [8, 8, 8, 8],
+    "encoder_channels": [8, 8, 8, 8],
+    "critic_channels": [8, 8, 8, 8],
+    "latent_critic_channels": [16],
+    "batch_size": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def detector(boots: Path) -> pad.Detector:
+    return pad.fit(boots, device="cpu", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def files(fashion: Path) -> list[Path]:
+    return sorted((fashion / "test" / "normal").glob("*.png"))[:10]
+
+
+def test_every_kind_of_image_gives_the_same_score(detector: pad.Detector, files: list[Path]) -> None:
+    scores = detector.score(files)
+    assert scores.shape == (10,)
+    assert scores.dtype == np.float32
+    pictures = [Image.open(f) for f in files]
+    arrays = np.stack([np.asarray(p) for p in pictures])
+    tensors, _, _ = load_all(resolve([str(f) for f in files], "evaluate"), detector.config)
+    for other in (pictures, arrays, arrays[..., None], np.repeat(arrays[..., None], 3, 3), tensors):
+        np.testing.assert_allclose(detector.score(other), scores, rtol=0.02)
+    assert detector.score([]).shape == (0,)
+    np.testing.assert_array_equal(detector.score(files), scores)
+
+
+def test_score_is_the_similarity_to_the_reconstruction(detector: pad.Detector, files: list[Path]) -> None:
+    x, _, _ = load_all(resolve([str(f) for f in files], "evaluate"), detector.config)
+    with torch.no_grad(), detector._autocast():
+        nearest = detector.networks["generator"](detector.networks["encoder"](x)).float()
+        expected = detector.similarity(x, nearest)
+    np.testing.assert_allclose(detector.score_batch(x).numpy(), expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(
+        detector.anomaly_map(x).mean((1, 2)).numpy(), detector.score_batch(x).numpy(), rtol=1e-3
+    )
+    assert detector.reconstruct(x).shape == x.shape
+    assert detector.encode(x).shape == (10, 8)
+
+
+def test_p_values_and_verdicts_follow_from_the_calibration(detector: pad.Detector, files: list[Path]) -> None:
+    assert detector.calibration is not None
+    assert len(detector.calibration) == 50  # the least that is kept where there are enough images
+    scores, calibration = detector.score(files), detector.calibration.scores
+    expected = [(1 + (calibration >= s).sum()) / 51 for s in scores.astype(np.float64)]
+    np.testing.assert_allclose(detector.p_values(files), expected)
+    np.testing.assert_array_equal(detector.predict(files, fpr=0.2), np.array(expected) <= 0.2)
+
+
+def test_saved_and_loaded_gives_the_same_scores(
+    detector: pad.Detector, files: list[Path], tmp_path: Path
+) -> None:
+    detector.save(tmp_path / "model")
+    loaded = pad.load(tmp_path / "model", device="cpu")
+    assert loaded.config == detector.config
+    np.testing.assert_array_equal(loaded.score(files), detector.score(files))
+    np.testing.assert_array_equal(loaded.p_values(files), detector.p_values(files))
+    names = {p.name for p in (tmp_path / "model").iterdir()}
+    assert names == {"model.safetensors", "config.yaml", "calibration.json", "README.md"}
+
+
+def test_bfloat16_ranks_as_float32(detector: pad.Detector, fashion: Path, tmp_path: Path) -> None:
+    from scipy.stats import spearmanr
+
+    detector.save(tmp_path / "model")
+    text = (tmp_path / "model" / "config.yaml").read_text()
+    scores = []
+    for precision in ("float32", "bfloat16"):
+        (tmp_path / "model" / "config.yaml").write_text(
+            text.replace("precision: auto", f"precision: {precision}")
+        )
+        model = pad.load(tmp_path / "model", device="cpu")
+        assert model.config.precision == precision
+        scores.append(model.score(resolve([str(fashion / "test")], "evaluate")))
+    assert spearmanr(*scores).statistic > 0.995
+
+
+def test_refined_latents_come_closer(detector: pad.Detector, files: list[Path]) -> None:
+    refined = pad.Detector(
+        detector.config.replace(refine_steps=5), detector.networks, detector.similarity, detector.device
+    )
+    assert (refined.score(files) <= detector.score(files) * 1.01).mean() > 0.8
+    assert refined.score(files).mean() < detector.score(files).mean()
+    # Each image goes its own way: alone or in a batch makes no difference.
+    np.testing.assert_allclose(refined.score(files[:1]), refined.score(files)[:1], rtol=0.02)
+
+
+def test_errors_name_the_image_and_the_argument(
+    detector: pad.Detector, files: list[Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not an image")
+    with pytest.raises(PadError, match=r"broken\.png"):
+        detector.score([files[0], broken])
+    with pytest.raises(PadError, match=r"images\[1\]: .*uint8, not int64"):
+        detector.score([np.zeros((28, 28), np.uint8), np.zeros((28, 28), np.int64)])
+    with pytest.raises(PadError, match="fpr"):
+        detector.predict(files, fpr=0)
+    bare = pad.Detector(detector.config, detector.networks, detector.similarity, detector.device)
+    with pytest.raises(PadError, match="no calibration"):
+        bare.p_values(files)
+
+
+def test_fit_on_arrays_and_on_too_few(fashion: Path, boots: Path) -> None:
+    arrays = np.stack([np.asarray(Image.open(f)) for f in sorted(boots.glob("*.png"))[:20]])
+    model = pad.fit(arrays, device="cpu", **{**SMALL, "steps": 2})
+    assert model.config.size == 32
+    assert model.config.channels == 1
+    with pytest.raises(PadError, match="at least 8 normal images; found 5"):
+        pad.fit(arrays[:5], device="cpu", **SMALL)
+    with pytest.raises(PadError, match="unknown setting 'stepz'; did you mean 'steps'"):
+        pad.fit(arrays, device="cpu", stepz=3)
+
+
+def test_fit_takes_a_whole_config(boots: Path) -> None:
+    config = Config(**{**SMALL, "steps": 2, **{k: tuple(v) for k, v in SMALL.items() if isinstance(v, list)}})
+    assert pad.fit(boots, config, device="cpu").config == config
+
+
+def test_a_model_with_tensors_of_another_shape_is_refused(detector: pad.Detector, tmp_path: Path) -> None:
+    detector.save(tmp_path / "model")
+    config = tmp_path / "model" / "config.yaml"
+    config.write_text(config.read_text().replace("latent_dim: 8", "latent_dim: 9"))
+    with pytest.raises(PadError, match="does not fit its config"):
+        pad.load(tmp_path / "model")
+
+
+def test_a_model_of_other_backbone_weights_is_refused(detector: pad.Detector, tmp_path: Path) -> None:
+    detector.save(tmp_path / "model")
+    config = tmp_path / "model" / "config.yaml"
+    fingerprint = detector.similarity.backbone.fingerprint
+    assert fingerprint in config.read_text()
+    config.write_text(config.read_text().replace(fingerprint, "0" * 16))
+    with pytest.raises(PadError, match="other weights of the backbone"):
+        pad.load(tmp_path / "model")
