@@ -31,7 +31,7 @@ from pad.data import ImageSet, resolve, stream
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.files import atomic
-from pad.training import CACHE_BYTES, Images, MemoryImages, Trainer, check_finite
+from pad.training import CACHE_BYTES, Images, MemoryImages, Trainer, check_finite, check_weights
 
 MINIMUM_IMAGES = 8
 KEPT_CHECKPOINTS = 2
@@ -273,7 +273,10 @@ class Run:
                     self._log(step, numbers, rate)
                     bar.set_postfix(self._postfix(numbers, rate))
                 bar.update(1)
-                if config.sample_every and (step % config.sample_every == 0 or step == 1):
+                sampling = config.sample_every and (step % config.sample_every == 0 or step == 1)
+                if sampling or saving or received:
+                    check_weights(trainer)
+                if sampling:
                     self._sample(step)
                 if received:
                     self._save()
@@ -284,6 +287,7 @@ class Run:
             if not self.finished:
                 if losses:
                     check_finite(losses, trainer.steps_done)
+                check_weights(trainer)
                 self.finished = True
                 self._save()
         bar.close()

@@ -7,7 +7,7 @@ from pad.balancing import GradientNormalizer
 
 
 def test_weight_against_a_direct_computation() -> None:
-    """The rule written out: smooth each layer's two series, divide, take the median over layers and history."""
+    """The rule written out: smooth each layer's series, divide, take the median over layers and history."""
     rng = np.random.default_rng(0)
     shapes = [(4, 3, 3, 3), (8, 4, 1, 1), (6, 8)]
     normalizer = GradientNormalizer(target=2.0, smoothing=0.05, history=4)

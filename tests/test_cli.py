@@ -187,8 +187,8 @@ def test_training_on_colour_photographs_picks_colour(photographs: Path, tmp_path
 
 
 def test_fine_tuning_goes_on_from_a_model(trained: Path, boots: Path, tmp_path: Path) -> None:
-    run("train.py", "--from", trained, "--data", boots, "--out", tmp_path / "run", "--device", "cpu", "--steps", 2,
-        "--set", "learning_rate=1e-9", "critic_learning_rate=1e-9")  # fmt: skip
+    run("train.py", "--from", trained, "--data", boots, "--out", tmp_path / "run", "--device", "cpu",
+        "--steps", 2, "--set", "learning_rate=1e-9", "critic_learning_rate=1e-9")  # fmt: skip
     ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (tmp_path / "run", trained))
     np.testing.assert_allclose(
         ours["generator.stem.weight"].numpy(), theirs["generator.stem.weight"].numpy(), atol=1e-4

@@ -7,7 +7,7 @@ from pad.losses import adversarial_loss, critic_loss, gradient_penalty
 
 
 def test_penalty_of_a_linear_critic() -> None:
-    """D(x) = w.x has gradient w everywhere: the penalty is (|w| - 1)^2 and its gradient 2 (|w| - 1) w / |w|."""
+    """D(x) = w.x has gradient w everywhere: a penalty of (|w| - 1)^2, with gradient 2 (|w| - 1) w / |w|."""
     w = torch.tensor([3.0, 0.0, 4.0], requires_grad=True)
     real, fake = torch.randn(7, 3), torch.randn(7, 3)
     penalty = gradient_penalty(lambda x: x @ w, real, fake, torch.Generator().manual_seed(0))
@@ -36,7 +36,7 @@ def test_penalty_second_derivatives() -> None:
 
     def penalty(w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
         critic = lambda x: torch.tanh(x @ w1.T) @ w2  # noqa: E731
-        # Norms are taken in single precision in training; here the whole must be double for finite differences.
+        # Training takes norms in single precision; finite differences need the whole in double.
         alpha = torch.full((5, 1), 0.3, dtype=torch.float64)
         h = (alpha * real + (1 - alpha) * fake).requires_grad_(True)
         (g,) = torch.autograd.grad(critic(h).sum(), h, create_graph=True)

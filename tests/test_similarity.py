@@ -35,7 +35,7 @@ def test_ssim_against_scikit_image(pair: tuple[torch.Tensor, torch.Tensor]) -> N
 
 
 def test_lpips_against_its_definition(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Unit-normalized features of five layers, squared differences, weighted by the package's linear heads."""
+    """Unit-normalized features of five layers, squared differences, weighted by the linear heads."""
     import lpips
 
     from pad.perceptual import Backbone

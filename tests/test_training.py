@@ -137,7 +137,7 @@ def test_critics_learn_only_in_their_time(images: MemoryImages) -> None:
 
 
 def test_lazy_penalty_comes_every_kth_step_and_k_times_as_strong(images: MemoryImages) -> None:
-    """Over k steps of a critic that stays as it is, the penalties' gradients add up to those of every step."""
+    """Over k steps of a critic that stays as it is, the gradients add up to those of every step."""
     gradients = []
     for every in (1, 4):
         trainer = Trainer(
