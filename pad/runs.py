@@ -20,18 +20,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import pad
-from pad.calibration import calibration_split
+from pad.calibration import Calibration, calibration_split
 from pad.config import Config, to_mapping
 from pad.data import ImageSet, resolve, stream
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.files import atomic
-from pad.training import CACHE_BYTES, Images, MemoryImages, Trainer, check_finite, check_weights
+from pad.training import CACHE_BYTES, Images, MemoryImages, Trainer, check_finite, check_weights, diverged
 
 MINIMUM_IMAGES = 8
 KEPT_CHECKPOINTS = 2
@@ -323,7 +324,10 @@ class Run:
             None,
             {**self.card, "training": training},
         )
-        detector.calibrate(self.calibration)
+        scores = detector.score(self.calibration)
+        if not np.isfinite(scores).all():
+            raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
+        detector.calibration = Calibration(scores.astype(np.float64))
         return detector
 
     # The folder
@@ -418,7 +422,7 @@ class Run:
         z = torch.randn(GRID_COLUMNS, self.config.latent_dim, r, r, generator=own).to(trainer.device)
         encoder, generator = trainer.averaged["encoder"], trainer.averaged["generator"]
         rows = [x, generator(encoder(x)), generator(z)[: len(x)]]
-        grid = make_grid(torch.cat(rows).cpu().clamp(-1, 1), nrow=len(x), normalize=True, value_range=(-1, 1))
+        grid = make_grid(torch.cat(rows).cpu().nan_to_num(0).clamp(-1, 1), nrow=len(x), normalize=True, value_range=(-1, 1))
         if self.writer is not None:
             self.writer.add_image("samples", grid, step)
         if self.folder is not None:

@@ -336,7 +336,7 @@ def check_finite(losses: dict[str, Tensor], step: int) -> dict[str, float]:
     numbers = {name: float(value) for name, value in losses.items()}
     for name, value in numbers.items():
         if not math.isfinite(value):
-            raise _diverged(step, f"{name} is {value}")
+            raise diverged(step, f"{name} is {value}")
     return numbers
 
 
@@ -344,10 +344,11 @@ def check_weights(trainer: Trainer) -> None:
     """Raises PadError if a weight is no longer finite: losses show it one step later."""
     for name, weight in [*trainer.networks.state_dict().items(), *trainer.averaged.state_dict().items()]:
         if not bool(torch.isfinite(weight).all()):
-            raise _diverged(trainer.steps_done, f"the weight {name} is not finite")
+            raise diverged(trainer.steps_done, f"the weight {name} is not finite")
 
 
-def _diverged(step: int, what: str) -> PadError:
+def diverged(step: int, what: str) -> PadError:
+    """The error of a run whose numbers have left the finite."""
     return PadError(
         f"training stopped at step {step}: {what}; the last good checkpoint is kept; "
         "try a lower learning_rate or critic_learning_rate"
