@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +22,11 @@ from pad.config import Config
 from pad.errors import PadError
 from pad.files import atomic
 
+if TYPE_CHECKING:
+    from pad.calibration import Calibration
+    from pad.detector import Detector
+
+BATCH_SIZE = 16  # images explained at a time: they are held at their own resolution
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom excluded
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -122,6 +128,54 @@ def make_explanation(
     scale = scale or MapScale(0.0, max(float(small.max()), 1e-6))
     aligned = align_map(small, image.size, box)
     return Explanation(shown, to_picture(nearest), aligned, box, score, p_value, verdict, scale)
+
+
+def explain_images(detector: Detector, images: Any, fpr: float = 0.05) -> Iterator[Explanation]:
+    """Explanations of images, one after the other, in flat memory.
+
+    images: as `Detector.score` takes them. Raises PadError, naming it, for an image that cannot be read.
+    """
+    from pad.images import batch_tensor
+    from pad.results import make_row
+
+    scale = scale_of(detector.calibration)
+    # Tensors come prepared: the recipe's crop is already behind them.
+    prepared = detector.config.replace(crop=None) if hasattr(images, "detach") else detector.config
+    iterator = _pictures(images)
+    while chunk := list(islice(iterator, BATCH_SIZE)):
+        x = batch_tensor(chunk, prepared)
+        scores, nearest, maps = detector.score_batch(x), detector.reconstruct(x), detector.anomaly_map(x)
+        for image, score, near, anomaly_map in zip(chunk, scores.tolist(), nearest, maps, strict=True):
+            row = make_row("", score, detector.calibration, fpr)
+            yield make_explanation(image, near, anomaly_map, prepared, score, row.p_value, row.verdict, scale)
+
+
+def _pictures(images: Any) -> Iterator[Image.Image]:
+    """The images as PIL images, opened one by one."""
+    from pad.data import ImageSet
+    from pad.images import read_image
+
+    if isinstance(images, ImageSet):
+        yield from map(images.open, range(len(images)))
+        return
+    single = isinstance(images, str | Path | Image.Image) or not hasattr(images, "__iter__")
+    for image in [images] if single else images:
+        if isinstance(image, Image.Image):
+            yield image
+        elif isinstance(image, str | Path):
+            yield read_image(image)
+        elif hasattr(image, "detach"):  # a float tensor (C, H, W) in [-1, 1]
+            yield to_picture(image.detach().cpu())
+        else:
+            pixels = np.asarray(image)
+            yield Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+
+
+def scale_of(calibration: Calibration | None) -> MapScale | None:
+    """The scale of anomaly maps that was measured with this calibration; None if there is none."""
+    if calibration is None or "map_scale" not in calibration.extra:
+        return None
+    return MapScale.from_dict(calibration.extra["map_scale"])
 
 
 def seen_box(width: int, height: int, crop: int | None, fit: str) -> Box:
