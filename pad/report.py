@@ -275,7 +275,8 @@ def project(latents: NDArray[np.float32], projection: str) -> tuple[NDArray[np.f
     from sklearn.decomposition import PCA
 
     pca = PCA(min(2, latents.shape[1]), random_state=0)
-    points = pca.fit_transform(latents)
+    with np.errstate(invalid="ignore"):  # all latents the same
+        points = pca.fit_transform(latents)
     if points.shape[1] == 1:
         points = np.column_stack([points, np.zeros(len(points))])
     share = np.nan_to_num(pca.explained_variance_ratio_).sum()
