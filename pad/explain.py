@@ -108,7 +108,7 @@ class Explanation:
 
 def make_explanation(
     image: Image.Image,
-    nearest: ArrayLike,
+    nearest: Image.Image | ArrayLike,
     anomaly_map: ArrayLike,
     config: Config,
     score: float,
@@ -118,7 +118,8 @@ def make_explanation(
 ) -> Explanation:
     """An Explanation from what the model gives for one image.
 
-    image: as read from its file, any mode. nearest: the reconstruction, (C, S, S) in [-1, 1], C 1 or 3.
+    image: as read from its file, any mode. nearest: the reconstruction, (C, S, S) in [-1, 1], C 1 or 3, or
+    the picture of it.
     anomaly_map: (S, S), >= 0. config: of the model, for its crop and fit. scale: None draws the map on its
     own range, which compares with no other image.
     """
@@ -127,7 +128,8 @@ def make_explanation(
     small = np.asarray(anomaly_map, dtype=np.float32)
     scale = scale or MapScale(0.0, max(float(small.max()), 1e-6))
     aligned = align_map(small, image.size, box)
-    return Explanation(shown, to_picture(nearest), aligned, box, score, p_value, verdict, scale)
+    picture = nearest if isinstance(nearest, Image.Image) else to_picture(nearest)
+    return Explanation(shown, picture, aligned, box, score, p_value, verdict, scale)
 
 
 def explain_images(detector: Detector, images: Any, fpr: float = 0.05) -> Iterator[Explanation]:
@@ -138,37 +140,41 @@ def explain_images(detector: Detector, images: Any, fpr: float = 0.05) -> Iterat
     from pad.images import batch_tensor
     from pad.results import make_row
 
-    scale = scale_of(detector.calibration)
-    # Tensors come prepared: the recipe's crop is already behind them.
-    prepared = detector.config.replace(crop=None) if hasattr(images, "detach") else detector.config
+    config, calibration = detector.config, detector.calibration
+    scale = scale_of(calibration)
     iterator = _pictures(images)
     while chunk := list(islice(iterator, BATCH_SIZE)):
-        x = batch_tensor(chunk, prepared)
-        scores, nearest, maps = detector.score_batch(x), detector.reconstruct(x), detector.anomaly_map(x)
-        for image, score, near, anomaly_map in zip(chunk, scores.tolist(), nearest, maps, strict=True):
-            row = make_row("", score, detector.calibration, fpr)
-            yield make_explanation(image, near, anomaly_map, prepared, score, row.p_value, row.verdict, scale)
+        examined = detector.examine(batch_tensor([given for _, given in chunk], config))
+        for (picture, given), score, nearest, anomaly_map in zip(
+            chunk, examined.scores.tolist(), examined.nearest, examined.maps, strict=True
+        ):
+            # Tensors come prepared: the recipe's crop is already behind them.
+            seen = config.replace(crop=None) if hasattr(given, "detach") else config
+            row = make_row("", score, calibration, fpr)
+            yield make_explanation(
+                picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale
+            )
 
 
-def _pictures(images: Any) -> Iterator[Image.Image]:
-    """The images as PIL images, opened one by one."""
+def _pictures(images: Any) -> Iterator[tuple[Image.Image, Any]]:
+    """Each image as a picture, and as it goes into the model; opened one by one."""
     from pad.data import ImageSet
     from pad.images import read_image
 
     if isinstance(images, ImageSet):
-        yield from map(images.open, range(len(images)))
-        return
-    single = isinstance(images, str | Path | Image.Image) or not hasattr(images, "__iter__")
-    for image in [images] if single else images:
-        if isinstance(image, Image.Image):
-            yield image
-        elif isinstance(image, str | Path):
-            yield read_image(image)
-        elif hasattr(image, "detach"):  # a float tensor (C, H, W) in [-1, 1]
-            yield to_picture(image.detach().cpu())
-        else:
+        images = map(images.open, range(len(images)))
+    elif isinstance(images, str | Path | Image.Image) or not hasattr(images, "__iter__"):
+        images = [images]
+    for image in images:
+        if hasattr(image, "detach"):  # a float tensor (C, H, W) in [-1, 1]
+            yield to_picture(image.detach().cpu()), image
+            continue
+        if isinstance(image, str | Path):
+            image = read_image(image)
+        elif not isinstance(image, Image.Image):
             pixels = np.asarray(image)
-            yield Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+            image = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+        yield image, image
 
 
 def scale_of(calibration: Calibration | None) -> MapScale | None:

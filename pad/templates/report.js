@@ -176,7 +176,7 @@
         if (calibrated) key("f-cal", "calibration (normal)");
         key("f-normal", "not flagged");
         key("f-anomaly", "flagged");
-        if (chosen >= 0) key("f-chosen", "chosen image");
+        if (chosen >= 0 && width > 480) key("f-chosen", "chosen image");
       }
       this.host.replaceChildren(root);
     }
