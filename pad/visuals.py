@@ -18,8 +18,6 @@ from pad.metrics import PixelMetrics
 from pad.report import ReportWriter
 from pad.results import Row
 
-EXPLAINED = 100  # images that --explain draws unless told otherwise
-
 
 class Visuals:
     """Collects, batch by batch and in flat memory, what is drawn at the end.
@@ -30,10 +28,14 @@ class Visuals:
     """
 
     def __init__(
-        self, detector: Detector, images: ImageSet, report: ReportWriter | None = None, explain: int = 0
+        self,
+        detector: Detector,
+        images: ImageSet,
+        report: ReportWriter | None = None,
+        explain: int | None = None,
     ) -> None:
         self._detector, self._images = detector, images
-        self._report, self._explain = report, explain
+        self._report, self._explain = report, explain or 0
         self._scale = scale_of(detector.calibration)
         self._kept: list[tuple[float, int, Image.Image, np.ndarray]] = []  # heap of the most anomalous
         masked = any(sample.mask is not None for sample in images.samples)

@@ -181,8 +181,9 @@
       this.host.replaceChildren(root);
     }
   }
-  const histogram = new Histogram($("histogram"), 250, 80, false);
-  const mini = new Histogram($("mini"), 96, 40, true);
+  const fine = Math.min(80, Math.max(16, Math.round(2.5 * Math.sqrt(count + calibration.length))));
+  const histogram = new Histogram($("histogram"), 250, fine, false);
+  const mini = new Histogram($("mini"), 96, Math.ceil(fine / 2), true);
 
   // ---- counts ------------------------------------------------------------------------------------------------------
   const totals = { normal: [], anomalous: [] };
@@ -195,7 +196,7 @@
     const list = [["flagged", String(hits), count ? `${percent(hits / count)} of ${count} images` : "", "hot"]];
     list.push(["threshold", number(threshold), threshold === start && data.fdr ? `false discovery rate ${percent(data.fdr)}` : ""]);
     if (calibrated)
-      list.push(["of normal images flagged", threshold === Infinity ? "0 %" : `≤ ${percent(rateAt(threshold))}`, `held by ${calibration.length} calibration images`]);
+      list.push(["false-alarm rate", threshold === Infinity ? "0 %" : `≤ ${percent(rateAt(threshold))}`, `held by ${calibration.length} calibration images`]);
     if (labelled && sum(totals.normal)) {
       const normal = sum(totals.normal), false_ = sum(totals.normal, threshold);
       list.push(["false alarms", String(false_), `${percent(false_ / normal)} of ${normal} labelled normal`]);
@@ -220,7 +221,8 @@
     threshold = value;
     if (from !== "slider") $("slider").value = String(threshold === Infinity ? 1000 : Math.round(1000 * share(threshold)));
     if (from !== "threshold") $("threshold").value = threshold === Infinity ? "" : String(+threshold.toPrecision(6));
-    if (from !== "rate" && calibrated) $("rate").value = String(+(100 * rateAt(threshold)).toPrecision(3));
+    const asked = threshold === start && !data.fdr; // then the rate that was asked for, which may not be reached
+    if (from !== "rate" && calibrated) $("rate").value = String(+(100 * (asked ? data.fpr : rateAt(threshold))).toPrecision(3));
     tiles();
     histogram.draw();
     mini.draw();
