@@ -285,12 +285,12 @@
       drawCurve($("roc"), `ROC, area ${of ? of.roc_auc.value.toFixed(3) : ""}`, "false-alarm rate", "anomalies found", (p) => p.fpr, (p) => p.tpr, now, true);
       drawCurve($("pr"), `Precision–recall, average ${of ? of.average_precision.value.toFixed(3) : ""}`, "anomalies found", "precision", (p) => p.tpr, (p) => p.precision, now, false);
     }
-    const head = el("tr", {}, ...["label", "images", "flagged", "share", "ROC AUC", "FPR at 95 % TPR"].map((t, i) => el("th", { scope: "col", class: i ? "n" : "" }, t)));
+    const head = el("tr", {}, ...["label", "images", "flagged", "share", "ROC AUC", "FPR95"].map((t, i) => el("th", { scope: "col", class: i ? "n" : "" }, t)));
     const rows = [...groups].sort((a, b) => a[1].anomalous - b[1].anomalous || (a[0] < b[0] ? -1 : 1)).map(([name, group]) => {
       const hits = atLeast(group.scores, threshold), of = (data.kind_metrics || {})[name] || {};
       const cells = [String(group.scores.length), String(hits), percent(hits / group.scores.length),
         of.roc_auc ? of.roc_auc.value.toFixed(3) : "", of.fpr_at_95_tpr ? of.fpr_at_95_tpr.value.toFixed(3) : ""];
-      return el("tr", {}, el("td", { class: "path" }, el("bdi", {}, name), group.anomalous ? "" : " (normal)"), ...cells.map((c) => el("td", { class: "n" }, c)));
+      return el("tr", {}, el("td", { class: "path" }, el("bdi", {}, name), group.anomalous || name === "normal" ? "" : " (normal)"), ...cells.map((c) => el("td", { class: "n" }, c)));
     });
     $("kinds").replaceChildren(el("thead", {}, head), el("tbody", {}, ...rows));
   }
