@@ -60,6 +60,14 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("csv", "jsonl", "json"), default="csv", help="of the scores file"
     )
     parser.add_argument(
+        "--report", action="store_true", help="write one HTML page to look at: DIR/report.html"
+    )
+    parser.add_argument("--projection", choices=("pca", "umap"), default="pca",
+                        help="of the report's map of latents (umap: pip install 'pad[umap]')")  # fmt: skip
+    parser.add_argument("--explain", nargs="?", type=_positive_int, const=100, metavar="N",
+                        help="draw why, for the N most anomalous images (default 100): "
+                        "DIR/explanations")  # fmt: skip
+    parser.add_argument(
         "--fail-on-anomaly", action="store_true", help="exit with status 3 if anything is flagged"
     )
     _add_device(parser)

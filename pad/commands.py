@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from tqdm import tqdm
@@ -21,6 +23,9 @@ from pad.files import atomic
 from pad.recipes import build_config
 from pad.results import ANOMALY, Row, judge_batch, make_row, write_scores
 from pad.runs import read_checkpoint, readable, split_images, train_detector
+
+if TYPE_CHECKING:
+    from pad.visuals import Visuals
 
 SHOWN = 10  # rows on the terminal
 FREE_ON_RESUME = ("steps", "log_every", "sample_every", "checkpoint_every", "tensorboard")
@@ -142,36 +147,80 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """`pad evaluate`: model, data -> scores and summary."""
     images = resolve(arguments.data, "evaluate", arguments.data_root)
     detector = Detector.load(arguments.model, arguments.device, arguments.backbone_weights)
-    rows = list(score_rows(detector, images, arguments.fpr, arguments.batch_size))
-    if arguments.fdr is not None:
-        rows = judge_batch(rows, arguments.fdr)
-    _write_rows(rows, arguments)
-    scored = [row for row in rows if row.score is not None]
-    if not scored:
-        raise PadError(f"no usable image among {images.describe()}: {rows[0].path}: {rows[0].error}")
-    summary = summarize(rows, detector.calibration, arguments.fpr, arguments.fdr)
-    summary["model"] = arguments.model
-    if arguments.out and arguments.out != "-":
-        write_summary(summary, Path(arguments.out) / "summary.json")
+    with _visuals(detector, images, arguments) as visuals:
+        rows = list(score_rows(detector, images, arguments.fpr, arguments.batch_size, visuals))
+        if arguments.fdr is not None:
+            rows = judge_batch(rows, arguments.fdr)
+        _write_rows(rows, arguments)
+        scored = [row for row in rows if row.score is not None]
+        if not scored:
+            raise PadError(f"no usable image among {images.describe()}: {rows[0].path}: {rows[0].error}")
+        pixels = visuals.pixels if visuals else None
+        summary = summarize(rows, detector.calibration, arguments.fpr, arguments.fdr, pixels)
+        summary["model"] = arguments.model
+        if arguments.out and arguments.out != "-":
+            write_summary(summary, Path(arguments.out) / "summary.json")
+        if visuals:
+            visuals.finish(rows, summary, Path(arguments.out))
     print(f"{_most_anomalous(scored)}\n\n{format_table(summary)}", file=_table_stream(arguments))
     for row in [row for row in rows if row.error][:SHOWN]:
         print(f"skipped {row.path}: {row.error}", file=sys.stderr)
     return 3 if arguments.fail_on_anomaly and summary["counts"]["flagged"] else 0
 
 
-def score_rows(detector: Detector, images: ImageSet, fpr: float, batch_size: int) -> Iterator[Row]:
+@contextmanager
+def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace) -> Iterator[Visuals | None]:
+    """What --report and --explain ask for, or None. Raises PadError if there is no folder for it."""
+    if not arguments.report and not arguments.explain:
+        yield None
+        return
+    from pad.explain import scale_of
+    from pad.report import ReportWriter
+    from pad.visuals import Visuals
+
+    option = "--report" if arguments.report else "--explain"
+    if not arguments.out or arguments.out == "-":
+        raise PadError(f"{option} writes files: name a folder for them with --out")
+    if not arguments.report:
+        yield Visuals(detector, images, None, arguments.explain)
+        return
+    with ReportWriter(
+        Path(arguments.out) / "report.html",
+        calibration=detector.calibration,
+        fpr=arguments.fpr,
+        fdr=arguments.fdr,
+        config=detector.config,
+        scale=scale_of(detector.calibration),
+        model=arguments.model,
+        card={**detector.card, "recipe": to_mapping(detector.config)},
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        projection=arguments.projection,
+    ) as report:
+        yield Visuals(detector, images, report, arguments.explain)
+
+
+def score_rows(
+    detector: Detector, images: ImageSet, fpr: float, batch_size: int, visuals: Visuals | None = None
+) -> Iterator[Row]:
     """A row for every image in order, read and scored batch by batch, with a progress bar on a terminal."""
     bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)
     for batch in stream(images, detector.config, batch_size):
         results: dict[int, tuple[float | None, str]] = {i: (None, reason) for i, reason in batch.errors}
+        examined = None
         if batch.indices:
-            for index, score in zip(batch.indices, detector.score_batch(batch.tensor).tolist(), strict=True):
+            examined = detector.examine(batch.tensor) if visuals else None
+            scores = examined.scores if examined else detector.score_batch(batch.tensor)
+            for index, score in zip(batch.indices, scores.tolist(), strict=True):
                 results[index] = (score, "")
+        rows = {}
         for index, (score, error) in sorted(results.items()):
             sample = images.samples[index]
-            yield make_row(
+            rows[index] = make_row(
                 sample.name, score, detector.calibration, fpr, error, sample.anomalous, sample.kind
             )
+        if visuals:
+            visuals.add(rows, batch.indices, examined)
+        yield from rows.values()
         bar.update(len(results))
     bar.close()
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
     from pad.explain import Explanation
 
 BATCH_SIZE = 64
+
+
+class Examined(NamedTuple):
+    """All that the detector says of a batch of n images, float32 on the CPU."""
+
+    scores: Tensor  # (n,), higher is more anomalous
+    nearest: Tensor  # (n, channels, size, size) in [-1, 1]: the nearest images that the generator can make
+    maps: Tensor  # (n, size, size) >= 0: where they differ; the mean over the pixels is the score
+    latents: Tensor  # (n, d * r * r): E(x)
 
 
 class Detector:
@@ -78,6 +87,15 @@ class Detector:
         reference, nearest = self._nearest(x.to(self.device))
         with torch.no_grad(), self._autocast():
             return self.similarity.map(reference, nearest, self.config.size).float().cpu()
+
+    def examine(self, x: Tensor) -> Examined:
+        """Scores, nearest normal images, anomaly maps and latents in one go, the same as one by one."""
+        x = x.to(self.device)
+        reference, nearest = self._nearest(x)
+        with torch.no_grad(), self._autocast():
+            scores = self.similarity.compare(reference, nearest).float().cpu()
+            maps = self.similarity.map(reference, nearest, self.config.size).float().cpu()
+        return Examined(scores, nearest.clamp(-1, 1).cpu(), maps, self.encode(x))
 
     def _nearest(self, x: Tensor) -> tuple[Any, Tensor]:
         """What the similarity needs of x, and G(z) for z = E(x), refined if the recipe says so."""
@@ -143,11 +161,23 @@ class Detector:
         return list(explain_images(self, images, fpr))
 
     def calibrate(self, images: Any, extra: Mapping[str, Any] | None = None) -> Calibration:
-        """Sets the calibration from normal images that were not trained on.
+        """Sets the calibration, and the scale of anomaly maps, from normal images that were not trained on.
 
         Raises PadError if an image cannot be read.
         """
-        self.calibration = Calibration(self.score(images).astype(np.float64), dict(extra or {}))
+        from pad.explain import MapScale
+
+        scores: list[Tensor] = []
+
+        def maps() -> Iterator[np.ndarray]:
+            for batch in self._batches(images):
+                examined = self.examine(batch)
+                scores.append(examined.scores)
+                yield from examined.maps.numpy()
+
+        scale = MapScale.from_maps(maps())
+        measured = {"map_scale": scale.to_dict(), **(extra or {})}
+        self.calibration = Calibration(torch.cat(scores).double().numpy(), measured)
         return self.calibration
 
     def _calibrated(self) -> Calibration:

@@ -60,7 +60,7 @@ def summarize(
         "fdr": fdr,
         "threshold": _threshold(scored, calibration, fpr, fdr),
         "calibration": calibration and {"images": len(calibration), "lowest_fpr": calibration.smallest_rate},
-        "notes": _notes(calibration, fpr, fdr),
+        "notes": _notes(scored, calibration, fpr, fdr),
     }
     if normal or anomalous:
         summary["counts"] |= {"normal": len(normal), "anomalous": len(anomalous)}
@@ -118,10 +118,21 @@ def _threshold(
     return threshold if math.isfinite(threshold) else None
 
 
-def _notes(calibration: Calibration | None, fpr: float, fdr: float | None) -> list[str]:
+def _notes(
+    scored: Sequence[Row], calibration: Calibration | None, fpr: float, fdr: float | None
+) -> list[str]:
     if calibration is None:
         return ["the model has no calibration, so there are no p-values and no verdicts: see pad calibrate"]
-    note = None if fdr is not None else calibration.note(fpr)
+    note = calibration.note(fpr) if fdr is None else None
+    if fdr is not None and scored and not _flagged(scored):
+        # Benjamini-Hochberg flags k of m images at the earliest when their p-values reach fdr * k / m.
+        needed = math.ceil(len(scored) * calibration.smallest_rate / fdr - 1e-9)
+        if needed > 1:
+            note = (
+                f"at --fdr {fdr:g}, {_plural(len(calibration), 'calibration image')} can flag something "
+                f"among {_plural(len(scored), 'image')} only if at least {needed} of them score above every "
+                "calibration image; more calibration images lower that number"
+            )
     return [note] if note else []
 
 

@@ -294,3 +294,18 @@ def test_names_cannot_steer_the_terminal():
     table = format_table(summarize(rows, calibration, 0.05, resamples=10))
     assert "\x1b" not in table
     assert "\\x1b[2J\\nhole" in table
+
+
+def test_a_note_says_when_a_batch_is_too_large_to_flag_anything():
+    calibration = Calibration(np.arange(99) / 100)
+
+    def judged(high: int) -> list[Row]:
+        scores = np.append(np.full(high, 5.0), np.full(200 - high, 0.5))
+        return judge_batch([make_row(str(i), s, calibration, 0.05) for i, s in enumerate(scores)], 0.05)
+
+    few = summarize(judged(39), calibration, 0.05, fdr=0.05)
+    assert few["counts"]["flagged"] == 0
+    assert "at least 40 of them score above every calibration image" in few["notes"][0]
+    enough = summarize(judged(40), calibration, 0.05, fdr=0.05)
+    assert enough["counts"]["flagged"] == 40
+    assert enough["notes"] == []

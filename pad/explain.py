@@ -1,0 +1,381 @@
+"""Why an image was flagged, as pictures: the nearest normal image beside it, and where the two differ.
+
+Everything here works on pictures and arrays; what the model computes comes in as arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pad.config import Config
+from pad.errors import PadError
+from pad.files import atomic
+
+if TYPE_CHECKING:
+    from pad.calibration import Calibration
+    from pad.detector import Detector
+
+BATCH_SIZE = 16  # images explained at a time: they are held at their own resolution
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom excluded
+
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_VERDICT_COLOURS = {"anomaly": (179, 38, 30), "normal": (20, 108, 67), "": (84, 90, 97)}
+
+
+@dataclass(frozen=True)
+class MapScale:
+    """What anomaly maps are drawn on, fixed per model: values up to `low` leave the picture as it is, and
+    from `high` on it is covered in the brightest colour. 0 <= low < high."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def from_maps(cls, maps: Iterable[ArrayLike], seed: int = 0) -> MapScale:
+        """The scale from the maps (H, W) of calibration images, read one by one.
+
+        `low`: the 95th percentile over pixels. `high`: the 99th percentile over images of the highest
+        value in the map, so that the brightest colour says: higher than anywhere in 99 % of normal images.
+        Raises PadError without any finite map.
+        """
+        rng = np.random.default_rng(seed)
+        pixels, peaks = [], []
+        for anomaly_map in maps:
+            values = np.asarray(anomaly_map, dtype=np.float32).ravel()
+            if values.size and np.isfinite(values).all():
+                pixels.append(rng.choice(values, 1024))  # enough for a percentile, and flat memory
+                peaks.append(values.max())
+        if not peaks:
+            raise PadError("the scale of anomaly maps needs at least one calibration image with a finite map")
+        low, high = float(np.percentile(np.concatenate(pixels), 95)), float(np.percentile(peaks, 99))
+        return cls(low, high if high > low else low + 1e-6)
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "calibration.json") -> MapScale:
+        """From `{"low", "high"}`. Raises PadError, beginning with `where`, for anything else."""
+        values = [data.get(key) for key in ("low", "high")] if isinstance(data, Mapping) else []
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1] < math.inf:
+            raise PadError(f"{where}: 'map_scale' must hold numbers, 0 <= low < high")
+        return cls(float(numbers[0]), float(numbers[1]))
+
+    def to_dict(self) -> dict[str, float]:
+        return {"low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One image explained.
+
+    input: the image, 8-bit RGB, at its own resolution (W, H). nearest: the nearest normal image that the
+    generator makes, (S, S) RGB. anomaly_map: float32 (H, W) >= 0, aligned with the pixels of `input`, 0
+    outside `box`, the part that the model saw. score: higher is more anomalous. p_value and verdict as in
+    `scores.csv`; None and "" without a calibration. scale: what the map is drawn on.
+    """
+
+    input: Image.Image
+    nearest: Image.Image
+    anomaly_map: NDArray[np.float32]
+    box: Box
+    score: float
+    p_value: float | None
+    verdict: str
+    scale: MapScale
+
+    def overlay(self) -> Image.Image:
+        """The anomaly map in colour over the grey input, at the input's own resolution."""
+        return overlay(self.input, self.anomaly_map, self.scale)
+
+    def annotated(self, label: str = "") -> Image.Image:
+        """A copy of the input with verdict, p-value, score and, if given, its label in a bar below."""
+        return annotate(self.input, self.score, self.p_value, self.verdict, label)
+
+    def montage(self) -> Image.Image:
+        """Input, nearest normal image and map side by side, with captions."""
+        return montage(self)
+
+
+def make_explanation(
+    image: Image.Image,
+    nearest: Image.Image | ArrayLike,
+    anomaly_map: ArrayLike,
+    config: Config,
+    score: float,
+    p_value: float | None = None,
+    verdict: str = "",
+    scale: MapScale | None = None,
+) -> Explanation:
+    """An Explanation from what the model gives for one image.
+
+    image: as read from its file, any mode. nearest: the reconstruction, (C, S, S) in [-1, 1], C 1 or 3, or
+    the picture of it.
+    anomaly_map: (S, S), >= 0. config: of the model, for its crop and fit. scale: None draws the map on its
+    own range, which compares with no other image.
+    """
+    shown = displayable(image)
+    box = seen_box(image.width, image.height, config.crop, config.fit)
+    small = np.asarray(anomaly_map, dtype=np.float32)
+    scale = scale or MapScale(0.0, max(float(small.max()), 1e-6))
+    aligned = align_map(small, image.size, box)
+    picture = nearest if isinstance(nearest, Image.Image) else to_picture(nearest)
+    return Explanation(shown, picture, aligned, box, score, p_value, verdict, scale)
+
+
+def explain_images(detector: Detector, images: Any, fpr: float = 0.05) -> Iterator[Explanation]:
+    """Explanations of images, one after the other, in flat memory.
+
+    images: as `Detector.score` takes them. Raises PadError, naming it, for an image that cannot be read.
+    """
+    from pad.images import batch_tensor
+    from pad.results import make_row
+
+    config, calibration = detector.config, detector.calibration
+    scale = scale_of(calibration)
+    iterator = _pictures(images)
+    while chunk := list(islice(iterator, BATCH_SIZE)):
+        examined = detector.examine(batch_tensor([given for _, given in chunk], config))
+        for (picture, given), score, nearest, anomaly_map in zip(
+            chunk, examined.scores.tolist(), examined.nearest, examined.maps, strict=True
+        ):
+            # Tensors come prepared: the recipe's crop is already behind them.
+            seen = config.replace(crop=None) if hasattr(given, "detach") else config
+            row = make_row("", score, calibration, fpr)
+            yield make_explanation(
+                picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale
+            )
+
+
+def _pictures(images: Any) -> Iterator[tuple[Image.Image, Any]]:
+    """Each image as a picture, and as it goes into the model; opened one by one."""
+    from pad.data import ImageSet
+    from pad.images import read_image
+
+    if isinstance(images, ImageSet):
+        images = map(images.open, range(len(images)))
+    elif isinstance(images, str | Path | Image.Image) or not hasattr(images, "__iter__"):
+        images = [images]
+    for image in images:
+        if hasattr(image, "detach"):  # a float tensor (C, H, W) in [-1, 1]
+            yield to_picture(image.detach().cpu()), image
+            continue
+        if isinstance(image, str | Path):
+            image = read_image(image)
+        elif not isinstance(image, Image.Image):
+            pixels = np.asarray(image)
+            image = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+        yield image, image
+
+
+def scale_of(calibration: Calibration | None) -> MapScale | None:
+    """The scale of anomaly maps that was measured with this calibration; None if there is none."""
+    if calibration is None or "map_scale" not in calibration.extra:
+        return None
+    return MapScale.from_dict(calibration.extra["map_scale"])
+
+
+def seen_box(width: int, height: int, crop: int | None, fit: str) -> Box:
+    """The part of a picture of `width` x `height` pixels that the model sees: its centre, at most `crop`
+    pixels in each direction (None: no limit), and of that the largest square if `fit` is "crop"."""
+    w, h = (width, height) if crop is None else (min(width, crop), min(height, crop))
+    if fit == "crop":
+        w = h = min(w, h)
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def align_map(anomaly_map: NDArray[np.float32], size: tuple[int, int], box: Box) -> NDArray[np.float32]:
+    """A map (S, S) of the part `box` of a picture of `size` (W, H), as float32 (H, W) on that picture's
+    own pixels: bilinear inside the box, 0 outside."""
+    left, top, right, bottom = box
+    aligned = np.zeros((size[1], size[0]), np.float32)
+    if right > left and bottom > top:
+        resized = Image.fromarray(anomaly_map).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+        aligned[top:bottom, left:right] = np.asarray(resized)
+    return aligned
+
+
+def displayable(image: Image.Image) -> Image.Image:
+    """Any picture as 8-bit RGB: transparent parts over white, deep ones (16-bit, float) scaled as the
+    model scales them."""
+    if image.mode in _DEEP_MODES:
+        values = np.nan_to_num(np.asarray(image).astype(np.float32))
+        scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+        white = next((s for s in scales if values.max(initial=0) <= s), scales[-1])
+        image = Image.fromarray(np.clip(values * (255 / white) + 0.5, 0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def to_picture(values: ArrayLike) -> Image.Image:
+    """(C, H, W) in [-1, 1], C 1 or 3, as 8-bit RGB."""
+    pixels = np.clip(np.asarray(values, dtype=np.float32) * 127.5 + 128, 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)).convert("RGB")
+
+
+def overlay(image: Image.Image, anomaly_map: NDArray[np.float32], scale: MapScale) -> Image.Image:
+    """The map (H, W), on `scale`, in colour over a dimmed grey copy of `image` (W, H): dark violet just
+    above the scale's low end, through red, to bright yellow at its high end."""
+    strength = np.clip((anomaly_map - scale.low) / (scale.high - scale.low), 0, 1)
+    colours, opacity = _colour_table()
+    index = (strength * 255 + 0.5).astype(np.uint8)
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * 0.8 + 20
+    alpha = opacity[index][..., None]
+    return Image.fromarray((grey * (1 - alpha) + colours[index] * alpha + 0.5).astype(np.uint8))
+
+
+@functools.cache
+def _colour_table() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Colours (256, 3) in 0..255 and opacities (256,) in 0..0.9, over the scale."""
+    from matplotlib import colormaps
+
+    steps = np.linspace(0, 1, 256)
+    colours = colormaps["inferno"](0.3 + 0.65 * steps)[:, :3] * 255
+    return colours.astype(np.float32), (0.9 * steps**0.6).astype(np.float32)
+
+
+def panels(
+    image: Image.Image,
+    nearest: Image.Image,
+    anomaly_map: NDArray[np.float32],
+    box: Box,
+    scale: MapScale,
+    side: int,
+) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """Input, nearest normal image and map as three RGB pictures of one size, the longer side `side`.
+
+    image: RGB. nearest, anomaly_map: (S, S), of the part `box` of the image; outside it, the second
+    picture shows the input faded, the third in grey.
+    """
+    factor = side / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    shown = image if size == image.size else _resized(image, size)
+    left, right = (min(size[0], round(x * size[0] / image.width)) for x in (box[0], box[2]))
+    top, bottom = (min(size[1], round(y * size[1] / image.height)) for y in (box[1], box[3]))
+    small = (min(left, size[0] - 1), min(top, size[1] - 1), max(right, left + 1), max(bottom, top + 1))
+    beside = Image.blend(shown, Image.new("RGB", size, (128, 128, 128)), 0.75)
+    inside = (small[2] - small[0], small[3] - small[1])
+    if max(image.size) <= 2 * max(nearest.size):  # both coarse: show both as they are
+        beside.paste(_resized(nearest, inside), small[:2])
+    else:
+        beside.paste(nearest.resize(inside, Image.Resampling.BICUBIC), small[:2])
+    return shown, beside, overlay(shown, align_map(anomaly_map, size, small), scale)
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Smooth when made smaller; when made larger, pixels stay visible as squares."""
+    smaller = size[0] <= image.width or size[1] <= image.height
+    return image.resize(size, Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST)
+
+
+def annotate(
+    image: Image.Image, score: float, p_value: float | None, verdict: str, label: str = ""
+) -> Image.Image:
+    """A copy of `image` (RGB) with a coloured bar below that names verdict, p-value, score and label.
+
+    No pixel of the image is covered; one with sides below 256 pixels is enlarged first.
+    """
+    shown = _enlarged(image, 256)
+    lines = [verdict.upper() or "NO VERDICT", _numbers(score, p_value)]
+    if label:
+        lines.append(f"labelled {_one_line(label)}")
+    size = max(12, min(shown.width // 18, 48))
+    bar = _text_bar(lines, max(shown.width, 240), size, _VERDICT_COLOURS.get(verdict, _VERDICT_COLOURS[""]))
+    page = Image.new("RGB", (bar.width, shown.height + bar.height), (255, 255, 255))
+    page.paste(shown, ((bar.width - shown.width) // 2, 0))
+    page.paste(bar, (0, shown.height))
+    return page
+
+
+def montage(explanation: Explanation, side: int = 512) -> Image.Image:
+    """Input, nearest normal image and map side by side, each at most `side` pixels, with captions and a
+    bar that names verdict, p-value and score."""
+    image, box = explanation.input, explanation.box
+    inside = explanation.anomaly_map[box[1] : box[3], box[0] : box[2]]
+    side = min(side, max(256, *image.size))
+    pictures = panels(image, explanation.nearest, inside, box, explanation.scale, side)
+    width, height = pictures[0].size
+    gap, caption = 8, 26
+    bar = _text_bar(
+        [explanation.verdict.upper() or "NO VERDICT", _numbers(explanation.score, explanation.p_value)],
+        max(3 * width + 2 * gap, 480), 18, _VERDICT_COLOURS.get(explanation.verdict, _VERDICT_COLOURS[""]),
+    )  # fmt: skip
+    page = Image.new("RGB", (bar.width, caption + height + gap + bar.height), (255, 255, 255))
+    draw = ImageDraw.Draw(page)
+    for i, (picture, name) in enumerate(
+        zip(pictures, ("input", "nearest normal", "anomaly map"), strict=True)
+    ):
+        left = i * (width + gap)
+        draw.text((left + 2, 4), name, fill=(40, 44, 48), font=_font(15))
+        page.paste(picture, (left, caption))
+    page.paste(bar, (0, caption + height + gap))
+    return page
+
+
+def write_explanation(explanation: Explanation, folder: Path, index: int, path: str, label: str = "") -> Path:
+    """Writes `montage`, `overlay` and `annotated` PNGs of one image into `folder`; returns the montage.
+
+    They are named after the row of the image in `scores.csv` (`index`, from 1) and its file name, so that
+    images of one name do not collide. Raises PadError where a file cannot be written.
+    """
+    stem = f"{index:06d}-{safe_name(path)}"
+    pictures = {
+        "montage": explanation.montage(),
+        "overlay": explanation.overlay(),
+        "annotated": explanation.annotated(label),
+    }
+    for name, picture in pictures.items():
+        with atomic(folder / f"{stem}.{name}.png") as file:
+            picture.save(file, "PNG")
+    return folder / f"{stem}.montage.png"
+
+
+def safe_name(path: str) -> str:
+    """The file name of `path` without its ending, in characters that every file system takes."""
+    name = re.split(r"[/\\]", path)[-1].rsplit(".", 1)[0]
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:60] or "image"
+
+
+def _enlarged(image: Image.Image, side: int) -> Image.Image:
+    """`image`, enlarged by a whole number if its longer side is below `side`."""
+    factor = math.ceil(side / max(image.size))
+    size = (image.width * factor, image.height * factor)
+    return image if factor == 1 else image.resize(size, Image.Resampling.NEAREST)
+
+
+def _numbers(score: float, p_value: float | None) -> str:
+    return f"score {score:.4g}" if p_value is None else f"p-value {p_value:.3g}   score {score:.4g}"
+
+
+def _one_line(text: str, limit: int = 40) -> str:
+    safe = "".join(c if c.isprintable() else "?" for c in text)
+    return safe if len(safe) <= limit else safe[: limit - 3] + "..."
+
+
+def _text_bar(lines: Sequence[str], width: int, size: int, colour: tuple[int, int, int]) -> Image.Image:
+    """Lines of white text on `colour`; text that is too wide for `width` is set smaller."""
+    widest = max(_font(size).getlength(line) for line in lines)
+    size = max(8, min(size, int(size * (width - size) / widest)))
+    step = round(size * 1.35)
+    bar = Image.new("RGB", (width, step * len(lines) + size // 2), colour)
+    draw = ImageDraw.Draw(bar)
+    for i, line in enumerate(lines):
+        draw.text((size // 2, size // 4 + i * step), line, fill=(255, 255, 255), font=_font(size))
+    return bar
+
+
+@functools.lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
