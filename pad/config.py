@@ -37,7 +37,7 @@ class Config:
     encoder_channels: tuple[int, ...] = (32, 32, 32, 32)
     critic_channels: tuple[int, ...] = (32, 32, 32, 32)
     latent_critic_channels: tuple[int, ...] = (128, 128)
-    latent_norm: bool = False  # standardize E(x) by running statistics, so that it starts near the prior
+    latent_norm: bool = True  # standardize E(x) by running statistics, so that it starts near the prior
 
     # Similarity: the loss and the score
     similarity: str = "relative-perceptual-l1"
@@ -49,7 +49,7 @@ class Config:
     statistics: str = "normal"  # where mu and sigma come from: "normal" training images, or a folder
 
     # Training
-    steps: int = 1500  # of E and G
+    steps: int = 1000  # of E and G
     batch_size: int = 64
     learning_rate: float = 2e-3  # of E and G
     critic_learning_rate: float = 2e-3

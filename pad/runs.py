@@ -13,6 +13,7 @@ import contextlib
 import json
 import platform
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -195,10 +196,29 @@ def versions() -> dict[str, str]:
 
     return {
         "pad": pad.__version__,
+        **({"commit": commit} if (commit := _commit()) else {}),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
     }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, with `+` if it has changes; None for an installed package."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        name = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        changed = subprocess.run(
+            [*git, "diff", "--quiet", "HEAD", "--", "pad", "train.py"], capture_output=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return name.stdout.strip() + ("+" if changed.returncode else "") if name.returncode == 0 else None
 
 
 def hardware(device: torch.device) -> str:
@@ -422,7 +442,9 @@ class Run:
         z = torch.randn(GRID_COLUMNS, self.config.latent_dim, r, r, generator=own).to(trainer.device)
         encoder, generator = trainer.averaged["encoder"], trainer.averaged["generator"]
         rows = [x, generator(encoder(x)), generator(z)[: len(x)]]
-        grid = make_grid(torch.cat(rows).cpu().nan_to_num(0).clamp(-1, 1), nrow=len(x), normalize=True, value_range=(-1, 1))
+        grid = make_grid(
+            torch.cat(rows).cpu().nan_to_num(0).clamp(-1, 1), nrow=len(x), normalize=True, value_range=(-1, 1)
+        )
         if self.writer is not None:
             self.writer.add_image("samples", grid, step)
         if self.folder is not None:
