@@ -45,6 +45,7 @@ class Config:
     backbone_weights: str | None = None  # a local file instead of a download (vgg16, vgg19)
     layers: Mapping[str, float] = field(default_factory=lambda: {"relu3_3": 1.0})  # layer: weight
     standardize: str = "sigma"  # divide features by "sigma" (the paper) or "variance" (its public code)
+    sigma_floor: float = 0.3  # least sigma of a channel, as a share of its root mean square over channels
     backbone_size: int | None = None  # resize images to this side for the backbone; None: as they are
     statistics: str = "normal"  # where mu and sigma come from: "normal" training images, or a folder
 
@@ -193,8 +194,8 @@ def check(config: Config) -> None:
         "encoder_weight",
     ):
         need(getattr(config, key) > 0, key, "a number above 0")
-    for key in ("weight_decay", "gradient_penalty", "drift", "refine_steps", "sample_every", "augment_shift",
-                ):  # fmt: skip
+    for key in ("weight_decay", "sigma_floor", "gradient_penalty", "drift", "refine_steps", "sample_every",
+                "augment_shift"):  # fmt: skip
         need(getattr(config, key) >= 0, key, "0 or more")
     for key in ("warm_up", "critic_head_start"):
         need(0 <= getattr(config, key) <= 1, key, "a share of the training from 0 to 1")

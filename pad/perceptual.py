@@ -193,17 +193,29 @@ class RelativePerceptualL1(nn.Module):
         backbone: the feature extractor.
         layers: {layer: weight}.
         standardize: divide by "sigma" (the paper) or by "variance" (the authors' public code).
+        sigma_floor: the least sigma, as a share of the root mean square of sigma over the channels. Normal
+            images of one kind leave many channels almost silent; divided by their own tiny sigma, those would
+            drown the others. (Over a large set of photographs, as in the paper, no channel is silent.)
 
     Images are (n, 1 or 3, h, w) in [-1, 1]. Higher is more different; 0 for equal images.
     """
 
-    def __init__(self, backbone: Backbone, layers: Mapping[str, float], standardize: str = "sigma") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        layers: Mapping[str, float],
+        standardize: str = "sigma",
+        sigma_floor: float = 0.3,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.layers = dict(layers)
         self.power = 1 if standardize == "sigma" else 2
         self.statistics = nn.ModuleDict(
-            {name: ChannelStatistics(backbone.convolution(name).out_channels) for name in self.layers}
+            {
+                name: ChannelStatistics(backbone.convolution(name).out_channels, sigma_floor)
+                for name in self.layers
+            }
         )
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -275,16 +287,16 @@ class ChannelStatistics(nn.Module):
     mean: Tensor
     sigma: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, floor: float) -> None:
         super().__init__()
+        self.floor = floor
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("sigma", torch.ones(channels))
 
     def assign(self, mean: Tensor, sigma: Tensor) -> None:
-        # A channel that never responds says nothing: with sigma far below the others it would drown them.
-        floor = 0.01 * float(sigma.mean()) or 1.0
         self.mean.copy_(mean)
-        self.sigma.copy_(sigma.clamp_min(floor))
+        floor = self.floor * float(sigma.square().mean().sqrt())
+        self.sigma.copy_(sigma.clamp_min(floor or 1.0))
 
     def forward(self, f: Tensor, power: int) -> Tensor:
         scale = self.sigma.pow(-power)
