@@ -296,7 +296,7 @@ class ChannelStatistics(nn.Module):
     def assign(self, mean: Tensor, sigma: Tensor) -> None:
         self.mean.copy_(mean)
         floor = self.floor * float(sigma.square().mean().sqrt())
-        self.sigma.copy_(sigma.clamp_min(floor or 1.0))
+        self.sigma.copy_(sigma.clamp_min(max(floor, 1e-6)))
 
     def forward(self, f: Tensor, power: int) -> Tensor:
         scale = self.sigma.pow(-power)
