@@ -255,25 +255,29 @@ class Trainer:
 
     def _fit_similarity(self, similarity: RelativePerceptualL1, statistics_images: Images | None) -> None:
         """mu and sigma; in the same pass the features of the training images are kept, if they fit."""
-        kept: list[list[Tensor]] = []
-        room = CACHE_BYTES if not self._augmenting else 0
 
         def features(images: Images, keep: bool) -> Iterator[list[Tensor]]:
-            nonlocal room
             for indices in torch.arange(len(images)).split(64):
                 with torch.no_grad():
                     batch = similarity.features(images.batch(indices).to(self.device))
-                room -= sum(f.numel() * f.element_size() for f in batch)
-                if keep and room >= 0:
-                    kept.append(batch)
+                if keep and indices[0] == 0:
+                    self._features = self._room_for(batch, len(images))
+                if keep and self._features is not None:
+                    for kept, f in zip(self._features, batch, strict=True):
+                        kept[indices] = f
                 yield batch
 
         similarity.fit(features(statistics_images or self.images, keep=statistics_images is None))
-        if statistics_images is not None and room > 0:
+        if statistics_images is not None and not self._augmenting:
             for _ in features(self.images, keep=True):
                 pass
-        if sum(len(batch[0]) for batch in kept) == len(self.images):
-            self._features = [torch.cat(layer) for layer in zip(*kept, strict=True)]
+
+    def _room_for(self, batch: list[Tensor], n: int) -> list[Tensor] | None:
+        """Empty tensors for the features of n images; None if they do not fit or change with each drawing."""
+        size = sum(f[0].numel() * f.element_size() for f in batch) * n
+        if self._augmenting or size > CACHE_BYTES:
+            return None
+        return [torch.empty(n, *f.shape[1:], dtype=f.dtype, device=f.device) for f in batch]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)

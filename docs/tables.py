@@ -1,0 +1,54 @@
+"""Writes the README's results from the zoo's index and models: `python docs/tables.py`.
+
+Every number comes from the `summary.json` that the evaluation of a model wrote beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+START, END = (
+    "<!-- results: written by docs/tables.py; do not edit between these marks -->",
+    "<!-- /results -->",
+)
+
+
+def results() -> str:
+    """A Markdown table of all models of the zoo that have been evaluated."""
+    lines = [
+        "| model | ROC AUC [95 % interval] | average precision | FPR at 95 % TPR | false alarms at 5 % | "
+        "training | commit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "zoo").glob("*/*/summary.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        card = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        training, versions = card["training"], card["versions"]
+        auc = summary["roc_auc"]
+        name = path.parent.relative_to(ROOT / "zoo").as_posix()
+        lines.append(
+            f"| [{name}](zoo/{name}) | {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}] | "
+            f"{summary['average_precision']['value']:.3f} | {summary['fpr_at_95_tpr']['value']:.3f} | "
+            f"{summary['false_alarm_rate']['value']:.1%} | {training['steps']} steps, "
+            f"{training['seconds'] / 60:.1f} min, {training['hardware']} | `{versions.get('commit', '?')}` |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Replaces what lies between the marks in README.md."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    block = f"{START}\n{results()}\n{END}"
+    readme.write_text(
+        re.sub(re.escape(START) + ".*?" + re.escape(END), lambda _: block, text, flags=re.S), "utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
