@@ -43,7 +43,9 @@ class Config:
     similarity: str = "relative-perceptual-l1"
     backbone: str = "vgg16-st"
     backbone_weights: str | None = None  # a local file instead of a download (vgg16, vgg19)
-    layers: Mapping[str, float] = field(default_factory=lambda: {"relu3_3": 1.0})  # layer: weight
+    layers: Mapping[str, float] = field(
+        default_factory=lambda: {"relu1_2": 1.0, "relu2_2": 1.0}
+    )  # layer: weight
     standardize: str = "sigma"  # divide features by "sigma" (the paper) or "variance" (its public code)
     sigma_floor: float = 0.3  # least sigma of a channel, as a share of its root mean square over channels
     backbone_size: int | None = None  # resize images to this side for the backbone; None: as they are
@@ -182,9 +184,10 @@ def check(config: Config) -> None:
     for key in ("latent_dim", "batch_size", "steps", "n_critic", "gradient_penalty_every", "balance_every",
                 "log_every", "checkpoint_every"):  # fmt: skip
         need(getattr(config, key) >= 1, key, "a whole number of at least 1")
+    need(config.latent_dim <= 1 << 14, "latent_dim", f"at most {1 << 14}")
     for key in ("generator_channels", "encoder_channels", "critic_channels", "latent_critic_channels"):
         widths = getattr(config, key)
-        need(bool(widths) and all(c >= 1 for c in widths), key, "a list of widths of at least 1")
+        need(bool(widths) and all(1 <= c <= 4096 for c in widths), key, "a list of widths from 1 to 4096")
     for key in (
         "learning_rate",
         "critic_learning_rate",

@@ -192,14 +192,14 @@ def train_detector(
 
 def versions() -> dict[str, str]:
     """Of everything that decides what a run computes."""
-    import torchvision
+    from importlib.metadata import version
 
     return {
         "pad": pad.__version__,
         **({"commit": commit} if (commit := _commit()) else {}),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
+        "torchvision": version("torchvision"),
     }
 
 
