@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import pad
-from pad.calibration import Calibration, calibration_split
+from pad.calibration import calibration_split
 from pad.config import Config, to_mapping
 from pad.data import ImageSet, resolve, stream
-from pad.detector import Detector
+from pad.detector import BATCH_SIZE, Detector
 from pad.errors import PadError
 from pad.files import atomic
 from pad.training import CACHE_BYTES, Images, MemoryImages, Trainer, check_finite, check_weights, diverged
@@ -344,10 +344,10 @@ class Run:
             None,
             {**self.card, "training": training},
         )
-        scores = detector.score(self.calibration)
-        if not np.isfinite(scores).all():
+        few = self.calibration.subset(range(min(BATCH_SIZE, len(self.calibration))))
+        if not np.isfinite(detector.score(few)).all():
             raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
-        detector.calibration = Calibration(scores.astype(np.float64))
+        detector.calibrate(self.calibration)
         return detector
 
     # The folder
