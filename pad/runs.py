@@ -275,14 +275,13 @@ class Run:
     def loop(self) -> None:
         """Steps until the end, a signal, or a loss that is not finite; saves on the way."""
         config, trainer = self.config, self.trainer
-        bar = _bar(None if self.minutes else config.steps, "training", "step", self.progress)
-        bar.update(trainer.steps_done)
+        bar = self._training_bar()
         every_step = trainer.device.type == "cpu"  # elsewhere reading a number would stall the device
         mark, marked_step = time.monotonic(), trainer.steps_done
         losses: dict[str, Tensor] = {}
         with _signals() as received:
-            while not self.finished and (share := self.share_done()) < 1:
-                losses = trainer.step(share)
+            while not self.finished and ((share := self.share_done()) < 1 or trainer.steps_done == 0):
+                losses = trainer.step(min(share, 0.999))
                 step = trainer.steps_done
                 saving = step % config.checkpoint_every == 0
                 if every_step or saving or step % config.log_every == 0:
@@ -293,7 +292,7 @@ class Run:
                     mark, marked_step = now, step
                     self._log(step, numbers, rate)
                     bar.set_postfix(self._postfix(numbers, rate))
-                bar.update(1)
+                bar.update(self._done() - bar.n)
                 sampling = config.sample_every and (step % config.sample_every == 0 or step == 1)
                 if sampling or saving or received:
                     check_weights(trainer)
@@ -314,6 +313,18 @@ class Run:
         bar.close()
         if self.writer is not None:
             self.writer.close()
+
+    def _training_bar(self) -> Any:
+        """A bar over the seconds or the steps, so that it shows the time left in both cases."""
+        if self.minutes:
+            bar = _bar(round(60 * self.minutes), "training", "s", self.progress)
+        else:
+            bar = _bar(self.config.steps, "training", "step", self.progress)
+        bar.update(self._done())
+        return bar
+
+    def _done(self) -> int:
+        return min(round(60 * self.minutes), int(self.elapsed)) if self.minutes else self.trainer.steps_done
 
     @property
     def detector(self) -> Detector:
