@@ -245,7 +245,9 @@ def _base_name(path: Path) -> str:
 
 def _without_repeats(parts: list[ImageSet]) -> ImageSet:
     seen: set[str] = set()
-    joined = ImageSet([], [], [], ", ".join(part.source for part in parts))
+    sources = [part.source for part in parts]
+    more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
+    joined = ImageSet([], [], [], ", ".join(sources[:3]) + more)
     for part in parts:
         for sample, content, key in zip(part.samples, part.contents, part.keys, strict=True):
             identity = _identity(content) if isinstance(content, Path) else f"dataset {key}"
