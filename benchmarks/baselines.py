@@ -53,7 +53,7 @@ def one_class_svm(train: Array, test: Array, seed: int) -> Scores:
 
 
 def mahalanobis(train: Array, test: Array, seed: int) -> Scores:
-    """Squared Mahalanobis distance; where images are few, the covariance is shrunk (Ledoit and Wolf, 2004)."""
+    """Squared Mahalanobis distance; with few images the covariance is shrunk (Ledoit and Wolf, 2004)."""
     from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 
     model = EmpiricalCovariance() if len(train) > 2 * train.shape[1] else LedoitWolf()

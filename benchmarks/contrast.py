@@ -4,8 +4,8 @@
 
 FOLDERs (default: those of the tests) each hold images of one kind. For every image x and every change T the
 number is the mean over the images of d(x, T(x)), divided by the mean distance d(x, y) to the other images y
-of the folder. A similarity that looks at content has small numbers. L2 is the root of the mean square. SSIM (as
-1 - SSIM) and LPIPS are squares at heart: a change half as large counts a quarter, which alone makes their
+of the folder. A similarity that looks at content has small numbers. L2 is the root of the mean square. SSIM
+(as 1 - SSIM) and LPIPS are squares at heart: a change half as large counts a quarter, which alone makes their
 numbers smaller, so their roots stand beside them and are what compares with rho and L1. mu and sigma of rho
 come from the images of the folder.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,11 @@ def changes() -> dict[str, Callable[[Tensor], Tensor]]:
     """The table's rows."""
     rows: dict[str, Callable[[Tensor], Tensor]] = {}
     for factor in FACTORS:
-        rows[f"intensities × {factor:g}"] = lambda x, k=factor: about_black(x, k)
+        rows[f"intensities × {factor:g}"] = partial(about_black, factor=factor)
     for factor in FACTORS:
-        rows[f"contrast about the mean × {factor:g}"] = lambda x, k=factor: about_mean(x, k)
+        rows[f"contrast about the mean × {factor:g}"] = partial(about_mean, factor=factor)
     for offset in OFFSETS:
-        rows[f"brightness {offset:+g}"] = lambda x, b=offset: brighter(x, b)
+        rows[f"brightness {offset:+g}"] = partial(brighter, offset=offset)
     return rows
 
 

@@ -22,7 +22,7 @@ def draw_quality(
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "pad"  # the same file from the same numbers
     mpl.rcParams["svg.fonttype"] = "none"
-    labels = [*sorted(names), None] if len(names) > 1 else sorted(names)
+    labels: list[int | None] = [*sorted(names), *([None] if len(names) > 1 else [])]
     for suffix, (ink, grid, colours) in _THEMES.items():
         with mpl.rc_context(
             {"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink}

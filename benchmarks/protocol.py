@@ -104,8 +104,8 @@ def raw_pixels(images: ImageSet, size: int, channels: int) -> NDArray[np.float32
         and len({a.shape for a in arrays}) == 1
         and max(arrays[0].shape) <= LARGEST_RAW
     ):
-        return np.stack(arrays).reshape(len(arrays), -1).astype(np.float32) / 255
-    return (tensors(images, size, channels).reshape(len(images), -1) + 1) / 2
+        return np.stack(arrays).reshape(len(arrays), -1) / np.float32(255)
+    return np.float32(0.5) * (tensors(images, size, channels).reshape(len(images), -1) + 1)
 
 
 def tensors(images: ImageSet, size: int, channels: int) -> NDArray[np.float32]:

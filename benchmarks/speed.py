@@ -1,0 +1,430 @@
+"""Speed of `pad` and of the published recipe, in one run on one machine.
+
+    python benchmarks/speed.py [--data fashion-mnist:9] [--data-root DIR] [--out speed.json] [--markdown FILE]
+        [--steps 48] [--images 2000] [--device cpu cuda] [--model MODEL] [--curve MINUTES]
+
+Measured are seconds a training step, images/s in training and in scoring from PNG files, peak memory (each
+side has a process of its own), floating-point operations against what the device reaches in a plain bfloat16
+matrix product, the start of `pad evaluate` on one image, and how the ranks of scores in bfloat16 and in
+float32 agree.
+The published recipe is `zoo/configs/fashion-mnist.yaml`, with the same VGG weights as `pad` (vgg16-st):
+float32, relu4_2, batches of 32, nothing cached. It runs by this package's code, so what that has gained in
+general (memory layout, prefetching of images) is given to both.
+
+`--curve M` trains both for M minutes, with the default schedule stretched to that time, and compares ROC AUC
+over wall-clock time on images of the test split; scoring is not counted as time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from provenance import hardware, markdown, plain, provenance, write_json
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+import pad.training
+from pad.calibration import Calibration
+from pad.commands import score_rows
+from pad.config import Config, from_mapping, load_recipe, parse_assignments
+from pad.data import ImageSet, resolve
+from pad.detector import Detector
+from pad.devices import pick_device
+from pad.errors import PadError
+from pad.networks import build_networks
+from pad.perceptual import RelativePerceptualL1
+from pad.recipes import build_config
+from pad.runs import load_images, split_images
+from pad.similarity import build_similarity
+from pad.training import Trainer
+
+SIDES = ("pad", "published")
+CURVE_POINTS = 9  # at M, M/2, M/4, ... minutes
+CURVE_IMAGES = 2000
+RANKED = 2000  # images whose scores in two precisions are compared
+STARTS = 3
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--data", default="fashion-mnist:9", help="a class of a dataset, or a labelled folder"
+    )
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="where named datasets lie")
+    parser.add_argument("--out", type=Path, default=Path("speed.json"), metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
+    parser.add_argument(
+        "--steps", type=int, default=48, help="training steps to measure, over a whole schedule"
+    )
+    parser.add_argument("--images", type=int, default=2000, help="PNG files to score")
+    parser.add_argument(
+        "--device", nargs="+", metavar="cpu|cuda", help="(default: cpu, and cuda if there is)"
+    )
+    parser.add_argument("--config", metavar="FILE|NAME", help="recipe of pad")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value")
+    parser.add_argument("--published-config", default="fashion-mnist", metavar="NAME")
+    parser.add_argument("--published-set", nargs="+", default=[], metavar="key=value")
+    parser.add_argument("--model", help="a trained model to compare precisions with (default: the one timed)")
+    parser.add_argument("--curve", type=float, metavar="MINUTES", help="also ROC AUC over time")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # a process of its own: see `measure`
+    arguments = parser.parse_args()
+    if not arguments.device:
+        arguments.device = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return arguments
+
+
+# One side, in a process of its own ----------------------------------------------------------------
+
+
+def side_config(arguments: argparse.Namespace, side: str, images: ImageSet) -> Config:
+    if side == "pad":
+        return build_config(arguments.config, parse_assignments(arguments.set), images)
+    settings = {"backbone": "vgg16-st", **parse_assignments(arguments.published_set)}
+    return from_mapping({**load_recipe(arguments.published_config), **settings})
+
+
+def build_trainer(arguments: argparse.Namespace, side: str, device: torch.device) -> tuple[Trainer, float]:
+    """A trainer on the data's normal images, and the seconds that it took to set up."""
+    images = resolve([arguments.data], "train", arguments.data_root)
+    config = side_config(arguments, side, images)
+    if side == "published":
+        pad.training.CACHE_BYTES = 0
+    training, _ = split_images(images, config)
+    source, _ = load_images(training, config)
+    begun = time.perf_counter()
+    trainer = Trainer(config, source, device)
+    synchronize(device)
+    return trainer, time.perf_counter() - begun
+
+
+def as_detector(trainer: Trainer) -> Detector:
+    """The trainer's averaged weights as they now are."""
+    networks = {**dict(trainer.networks.items()), **dict(trainer.averaged.items())}
+    return rebuilt(trainer.config, networks, trainer.similarity, trainer.device)
+
+
+def rebuilt(
+    config: Config, networks: Mapping[str, nn.Module], similarity: nn.Module, device: torch.device
+) -> Detector:
+    """A detector with copies of the weights, its VGG read anew: the given one may be in bfloat16."""
+    copies, fresh = build_networks(config), build_similarity(config)
+    for name, network in networks.items():
+        copies[name].load_state_dict(network.state_dict())
+    if isinstance(fresh, RelativePerceptualL1) and isinstance(similarity, RelativePerceptualL1):
+        fresh.statistics.load_state_dict(similarity.statistics.state_dict())
+    return Detector(config, copies, fresh, device)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Of this process in MB; of the device's memory where it has its own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+class FlopCounter(TorchDispatchMode):
+    """Floating-point operations of convolutions and matrix products. (torch's FlopCounterMode also follows
+    modules by hooks, which do not bear gradients of some inputs only.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func.overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def time_training(
+    arguments: argparse.Namespace, side: str, device: torch.device, folder: Path
+) -> dict[str, Any]:
+    """Seconds a step, averaged over a whole schedule: its phases cost differently."""
+    trainer, setup = build_trainer(arguments, side, device)
+    config = trainer.config
+    cycle = config.gradient_penalty_every
+    for i in range(2 * cycle if device.type == "cuda" else 1):  # the first steps choose algorithms
+        trainer.step(i % 2 * 0.999)
+    synchronize(device)
+    begun = time.perf_counter()
+    for i in range(arguments.steps):
+        trainer.step(i / arguments.steps)
+    synchronize(device)
+    seconds = (time.perf_counter() - begun) / arguments.steps
+    memory = peak_memory(device)
+    with FlopCounter() as counter:
+        for _ in range(cycle):
+            trainer.step(0.999)
+    if side == "pad":
+        detector = as_detector(trainer)
+        detector.calibration = Calibration(
+            np.linspace(0.1, 1, 100)
+        )  # made up: only its presence matters here
+        detector.save(folder / "model")
+    return {
+        "seconds_a_step": seconds,
+        "training_images_per_second": config.batch_size / seconds,
+        "setup_seconds": setup,
+        "training_memory_mb": memory,
+        "gflop_a_late_step": counter.total / cycle / 1e9,
+        "steps": config.steps,
+        "precision": str(trainer.dtype).removeprefix("torch."),
+    }
+
+
+def time_scoring(
+    arguments: argparse.Namespace, side: str, device: torch.device, folder: Path
+) -> dict[str, Any]:
+    """Images a second from files to scores, as `pad evaluate` does it."""
+    images = resolve([arguments.data], "train", arguments.data_root)
+    config = side_config(arguments, side, images)
+    few, _ = load_images(images.subset(range(min(64, len(images)))), config)
+    detector = as_detector(Trainer(config, few, device))
+    files = resolve([str(folder / "png")], "evaluate")
+    batch = 32 if side == "published" else 64
+    list(score_rows(detector, files.subset(range(min(2 * batch, len(files)))), 0.05, batch))
+    synchronize(device)
+    begun = time.perf_counter()
+    rows = list(score_rows(detector, files, 0.05, batch))
+    seconds = time.perf_counter() - begun
+    assert len(rows) == len(files)
+    return {"scoring_images_per_second": len(files) / seconds, "scoring_memory_mb": peak_memory(device)}
+
+
+def trace_curve(
+    arguments: argparse.Namespace, side: str, device: torch.device, folder: Path
+) -> dict[str, Any]:
+    """ROC AUC on the test split after so many minutes of training, setting up included."""
+    from sklearn.metrics import roc_auc_score
+
+    trainer, setup = build_trainer(arguments, side, device)
+    test = resolve([arguments.data], "evaluate", arguments.data_root)
+    chosen = np.random.default_rng(0).permutation(len(test))[:CURVE_IMAGES]
+    test = test.subset(sorted(chosen.tolist()))
+    labels = [bool(sample.anomalous) for sample in test.samples]
+    limit, spent, points = 60 * arguments.curve, setup, []
+    marks = [limit / 2**k for k in reversed(range(CURVE_POINTS))]
+    while marks:
+        begun = time.perf_counter()
+        trainer.step(min(spent / limit, 0.9999))
+        synchronize(device)
+        spent += time.perf_counter() - begun
+        if spent >= marks[0]:
+            marks = [mark for mark in marks if mark > spent]
+            auc = float(roc_auc_score(labels, as_detector(trainer).score(test)))
+            points.append({"minutes": spent / 60, "steps": trainer.steps_done, "roc_auc": auc})
+    return {"curve": points}
+
+
+TASKS = {"train": time_training, "score": time_scoring, "curve": trace_curve}
+
+
+def measure(arguments: argparse.Namespace, task: str, side: str, device: str, folder: Path) -> dict[str, Any]:
+    """Runs one of TASKS in a process of its own. Raises PadError with its last words if it fails."""
+    words = [sys.executable, __file__, *sys.argv[1:], "--one", task, side, device, str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise PadError(f"{task} {side} on {device}: {done.stderr.strip().splitlines()[-1]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    shown = ", ".join(f"{k} {v:.3g}" for k, v in found.items() if isinstance(v, float))
+    print(f"{device} {task} {side}: {shown}", file=sys.stderr, flush=True)
+    return found
+
+
+# The whole run ------------------------------------------------------------------------------------
+
+
+def write_pngs(arguments: argparse.Namespace, folder: Path) -> None:
+    """`--images` PNG files of the data's test images, again from the start if there are fewer."""
+    images = resolve([arguments.data], "evaluate", arguments.data_root)
+    folder.mkdir()
+    for i in range(arguments.images):
+        images.open(i % len(images)).save(folder / f"{i:06d}.png")
+
+
+def start_up(model: Path, image: Path) -> dict[str, Any]:
+    """The best of three starts of `pad evaluate` on one image, and how long imports take, ours and all."""
+    words = ["-m", "pad", "evaluate", str(model), str(image), "--device", "cpu"]
+    times = []
+    for _ in range(STARTS):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, *words], check=True, capture_output=True)
+        times.append(time.perf_counter() - begun)
+    traced = subprocess.run([sys.executable, "-X", "importtime", *words], capture_output=True, text=True)
+    lines = re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", traced.stderr)
+    ours = sum(int(us) for us, name in lines if name.split(".")[0] == "pad")
+    return {
+        "start_seconds": min(times),
+        "import_seconds": sum(int(us) for us, _ in lines) / 1e6,
+        "own_import_seconds": ours / 1e6,
+    }
+
+
+def rank_correlation(arguments: argparse.Namespace, model: str) -> float:
+    """Spearman's correlation of scores in bfloat16 and in float32, on the CPU."""
+    from scipy.stats import spearmanr
+
+    detector = Detector.load(model, "cpu")
+    test = resolve([arguments.data], "evaluate", arguments.data_root)
+    test = test.subset(sorted(np.random.default_rng(0).permutation(len(test))[:RANKED].tolist()))
+    scores = []
+    for precision in ("float32", "bfloat16"):
+        config = detector.config.replace(precision=precision)
+        networks = dict(detector.networks.items())
+        scores.append(rebuilt(config, networks, detector.similarity, torch.device("cpu")).score(test))
+    return float(spearmanr(*scores).statistic)
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """What the device reaches: TFLOP/s of a bfloat16 matrix product, GB/s of a copy (read and written)."""
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(n, n, device=device).bfloat16()
+    source = torch.empty((1 << 30 if device.type == "cuda" else 1 << 26) // 4, device=device)
+    target = torch.empty_like(source)
+
+    def best(run: Any) -> float:
+        times = []
+        for _ in range(5):
+            synchronize(device)
+            begun = time.perf_counter()
+            run()
+            synchronize(device)
+            times.append(time.perf_counter() - begun)
+        return min(times)
+
+    return {
+        "bfloat16_tflops": 2 * n**3 / best(lambda: a @ a) / 1e12,
+        "copy_gb_per_second": 2 * 4 * source.numel() / best(lambda: target.copy_(source)) / 1e9,
+    }
+
+
+def overtaken(curves: dict[str, list[dict[str, float]]]) -> dict[str, float] | None:
+    """How soon `pad` reaches what the published recipe has at the end."""
+    goal = curves["published"][-1]
+    reached = [point["minutes"] for point in curves["pad"] if point["roc_auc"] >= goal["roc_auc"]]
+    if not reached:
+        return None
+    return {
+        "roc_auc": goal["roc_auc"],
+        "published_minutes": goal["minutes"],
+        "pad_minutes": reached[0],
+        "times_shorter": goal["minutes"] / reached[0],
+    }
+
+
+def measure_device(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"hardware": hardware(name), "ceilings": ceilings(pick_device(name))}
+    for side in SIDES:
+        found[side] = {
+            **measure(arguments, "train", side, name, folder),
+            **measure(arguments, "score", side, name, folder),
+        }
+        reached = found[side]["gflop_a_late_step"] / found[side]["seconds_a_step"] / 1e3
+        found[side]["share_of_bfloat16_ceiling"] = reached / found["ceilings"]["bfloat16_tflops"]
+        if arguments.curve:
+            found[side].update(measure(arguments, "curve", side, name, folder))
+    if arguments.curve:
+        found["overtaken"] = overtaken({side: found[side]["curve"] for side in SIDES})
+    return found
+
+
+_ROWS = {
+    "training, s a step": ("seconds_a_step", "{:.3f}", True),
+    "training, images/s": ("training_images_per_second", "{:.0f}", False),
+    "setting up, s": ("setup_seconds", "{:.1f}", True),
+    "training, peak memory in MB": ("training_memory_mb", "{:.0f}", True),
+    "training, share of the bfloat16 ceiling": ("share_of_bfloat16_ceiling", "{:.1%}", False),
+    "scoring PNG files, images/s": ("scoring_images_per_second", "{:.0f}", False),
+    "scoring, peak memory in MB": ("scoring_memory_mb", "{:.0f}", True),
+}
+
+
+def table(name: str, found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of one device; "gain" above 1 is in favour of pad."""
+    ours, theirs = found["pad"], found["published"]
+    rows = []
+    for title, (key, form, less_is_better) in _ROWS.items():
+        gain = theirs[key] / ours[key] if less_is_better else ours[key] / theirs[key]
+        rows.append([title, form.format(ours[key]), form.format(theirs[key]), f"{gain:.1f}×"])
+    whole = [side["setup_seconds"] + side["steps"] * side["seconds_a_step"] for side in (ours, theirs)]
+    gain = whole[1] / whole[0]
+    rows.append(["whole training, minutes", *(f"{s / 60:.1f}" for s in whole), f"{gain:.0f}×"])
+    for point, other in zip(ours.get("curve", ()), theirs.get("curve", ()), strict=False):
+        rows.append([f"ROC AUC after {point['minutes']:.2g} minutes", f"{point['roc_auc']:.3f}",
+                     f"{other['roc_auc']:.3f} ({other['minutes']:.2g} min)", ""])  # fmt: skip
+    return [name, "pad", "published recipe", "gain"], rows
+
+
+def run(arguments: argparse.Namespace) -> None:
+    origin = provenance()
+    content: dict[str, Any] = dict(origin)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_pngs(arguments, folder / "png")
+        content["devices"] = {name: measure_device(arguments, name, folder) for name in arguments.device}
+        content["start"] = start_up(folder / "model", folder / "png" / "000000.png")
+        content["rank_correlation"] = rank_correlation(arguments, arguments.model or str(folder / "model"))
+    write_json(arguments.out, content)
+    start = content["start"]
+    words = (
+        f"`pad evaluate` on one image: {start['start_seconds']:.1f} s from a cold start, of which imports "
+        f"{start['import_seconds']:.1f} s, this package's own {start['own_import_seconds']:.2f} s. "
+        f"Rank correlation of scores in bfloat16 and float32: {content['rank_correlation']:.5f}."
+    )
+    pages = []
+    for name, found in content["devices"].items():
+        header, rows = table(name, found)
+        print(f"{found['hardware']}\n{plain(header, rows)}")
+        if ahead := found.get("overtaken"):
+            line = (
+                f"pad reaches the published recipe's {ahead['roc_auc']:.3f} in {ahead['pad_minutes']:.2g} "
+                f"instead of {ahead['published_minutes']:.2g} minutes: {ahead['times_shorter']:.0f} times sooner."
+            )
+            print(line)
+            words = f"{words} {line}"
+        pages.append(markdown({**origin, "hardware": found["hardware"]}, header, rows, ""))
+    print(words)
+    if arguments.markdown:
+        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
+        arguments.markdown.write_text("\n".join([*pages, words + "\n"]), encoding="utf-8")
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    try:
+        if arguments.one:
+            task, side, device, folder = arguments.one
+            if threads := os.environ.get("OMP_NUM_THREADS"):
+                torch.set_num_threads(int(threads))
+            print(json.dumps(TASKS[task](arguments, side, pick_device(device), Path(folder))))
+        else:
+            run(arguments)
+        return 0
+    except PadError as error:
+        print(f"speed.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

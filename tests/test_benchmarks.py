@@ -1,0 +1,162 @@
+"""The benchmarks run, on real images, as a user starts them. What they measure here means nothing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pad.datasets import FASHION_CLASSES
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    "latent_dim=8", "generator_channels=[8,8,8,8]", "encoder_channels=[8,8,8,8]", "critic_channels=[8,8,8,8]",
+    "latent_critic_channels=[16]", "layers=relu2_2", "batch_size=8", "warm_up=0.2", "sample_every=0",
+]  # fmt: skip
+
+
+def bench(script: str, *arguments: object, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
+    }
+    words = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=cwd)
+    logs = "".join(path.read_text(encoding="utf-8") for path in cwd.rglob("*.log")) if status == 0 else ""
+    assert done.returncode == status, done.stderr + logs
+    return done
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    header = struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+    path.write_bytes(gzip.compress(header + values.tobytes()))
+
+
+@pytest.fixture(scope="module")
+def data_root(fashion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tests' Fashion-MNIST images as a small dataset."""
+    root = tmp_path_factory.mktemp("data")
+    kinds = {path.name: sorted(path.glob("*.png")) for path in (fashion / "test").iterdir()}
+    kinds["ankle-boot"] = kinds.pop("normal")
+    boots = sorted((fashion / "train" / "ankle-boot").glob("*.png"))
+    for split, found in (("train", {**kinds, "ankle-boot": boots}), ("t10k", kinds)):
+        pairs = [(file, FASHION_CLASSES.index(kind)) for kind, files in found.items() for file in files]
+        write_idx(
+            root / f"{split}-images-idx3-ubyte.gz", np.stack([np.asarray(Image.open(f)) for f, _ in pairs])
+        )
+        write_idx(root / f"{split}-labels-idx1-ubyte.gz", np.array([k for _, k in pairs], np.uint8))
+    return root
+
+
+def test_quality_of_a_dataset_resumes_and_reports(data_root: Path, tmp_path: Path) -> None:
+    words = ["--data-root", data_root, "--classes", 9, "--seeds", 0, 1, "--methods", "pad", "knn", "pca",
+             "--steps", 3, "--jobs", 2, "--device", "cpu", "--set", *SMALL, "--out", "out"]  # fmt: skip
+    done = bench("quality.py", *words, "--markdown", "table.md", "--figure", "figure.svg", cwd=tmp_path)
+    assert "ankle-boot" in done.stdout
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert {"command", "hardware", "versions", "seeds", "roc_auc", "results"} <= results.keys()
+    found = results["roc_auc"]["pad"]["classes"]["9"]
+    assert found["seeds"] == 2
+    assert 0 <= found["value"] <= 1
+    assert found["deviation"] >= 0
+    assert results["roc_auc"]["knn"]["classes"]["9"]["value"] > 0.8
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "python benchmarks/quality.py" in table
+    assert str(tmp_path) not in table
+    assert str(data_root) not in table
+    for name in ("figure.svg", "figure-dark.svg"):
+        assert "ROC AUC" in (tmp_path / name).read_text(encoding="utf-8")
+
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "finished").iterdir()}
+    assert len(stamps) == 4
+    bench("quality.py", *words, cwd=tmp_path)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "finished").iterdir()}
+    changed = bench("quality.py", *words, "--set", "latent_dim=4", cwd=tmp_path, status=2)
+    assert "other settings" in changed.stderr
+
+
+def test_quality_of_a_labelled_folder_holds_normal_images_out(fashion: Path, tmp_path: Path) -> None:
+    words = ["--folder", fashion / "test", "--methods", "knn", "isolation-forest", "one-class-svm",
+             "mahalanobis", "hsv-isolation-forest", "--out", "out"]  # fmt: skip
+    bench("quality.py", *words, cwd=tmp_path)
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["results"]
+    assert len(results) == 5
+    for result in results:
+        assert result["train_images"] == 32  # of 40 normal ones; the other 8 are judged beside 100 anomalies
+        assert result["test_images"] == 108
+        assert 0 <= result["roc_auc"]["value"] <= 1
+
+
+def test_ablation_never_opens_the_test_split(data_root: Path, tmp_path: Path) -> None:
+    for name in ("images-idx3", "labels-idx1"):
+        source = data_root / f"train-{name}-ubyte.gz"
+        (tmp_path / source.name).write_bytes(source.read_bytes())  # and no t10k files
+    done = bench(
+        "ablation.py", "--out", "out", "--data-root", ".", "--classes", 9, "--rows", "default", "no critics",
+        "--anomalies", 10, "--steps", 3, "--device", "cpu", "--set", *SMALL, "--markdown", "table.md",
+        cwd=tmp_path,
+    )  # fmt: skip
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["results"]
+    assert [r["row"] for r in results] == ["default", "no critics"]
+    assert [r["recipe"]["image_critic"] for r in results] == [True, False]
+    assert results[0]["test_images"] == 24 + 5 * 10
+    assert "no critics" in done.stdout
+    assert "| no critics |" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+def test_ablation_names_an_unknown_row(tmp_path: Path) -> None:
+    done = bench("ablation.py", "--out", "out", "--rows", "no critic", cwd=tmp_path, status=2)
+    assert "no critics" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_speed_measures_both_sides(fashion: Path, tmp_path: Path) -> None:
+    bench(
+        "speed.py", "--data", fashion, "--steps", 2, "--images", 8, "--device", "cpu", "--set", *SMALL,
+        "--published-set", "generator_channels=[8,8,8,8]", "encoder_channels=[8,8,8,8]", "batch_size=4",
+        "--out", "speed.json", "--markdown", "speed.md", "--curve", 0.002, cwd=tmp_path,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    for side in ("pad", "published"):
+        measured = found["devices"]["cpu"][side]
+        assert measured["seconds_a_step"] > 0
+        assert measured["scoring_images_per_second"] > 0
+        assert 50 < measured["training_memory_mb"] < 10_000
+        assert 0 <= measured["curve"][-1]["roc_auc"] <= 1
+    assert found["devices"]["cpu"]["published"]["precision"] == "float32"
+    assert 0 < found["start"]["own_import_seconds"] < found["start"]["import_seconds"]
+    assert found["rank_correlation"] > 0.99
+    assert "scoring PNG files" in (tmp_path / "speed.md").read_text(encoding="utf-8")
+
+
+def test_contrast_compares_similarities(photographs: Path, tmp_path: Path) -> None:
+    done = bench("contrast.py", photographs, "--out", "contrast.json", "--markdown", "table.md", cwd=tmp_path)
+    (result,) = json.loads((tmp_path / "contrast.json").read_text(encoding="utf-8"))["results"]
+    assert result["folder"] == "tests/data/photographs"
+    shares = result["shares"]
+    assert len(shares) == 10
+    # L1 of a scaled image is linear in what was taken away.
+    assert shares["intensities × 0.5"]["L1"] == pytest.approx(
+        shares["intensities × 0.7"]["L1"] * 0.5 / 0.3, rel=1e-3
+    )
+    assert all(0 < share < 3 for row in shares.values() for share in row.values())
+    assert "LPIPS" in done.stdout
+    assert (tmp_path / "table.md").read_text(encoding="utf-8").startswith("`python benchmarks/contrast.py")
+
+
+def test_contrast_needs_two_images(boots: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    first = next(boots.iterdir())
+    (tmp_path / "one" / first.name).write_bytes(first.read_bytes())
+    done = bench("contrast.py", "one", cwd=tmp_path, status=2)
+    assert "at least two" in done.stderr
