@@ -32,6 +32,21 @@ from pad.perceptual import RelativePerceptualL1
 from pad.recipes import build_config
 from pad.similarity import L1, L2, LPIPS, SSIM, build_similarity
 
+PAGE = """# Similarities under changes of light
+
+How far a change of contrast or brightness moves each similarity, as a share of a change of content: the mean
+distance of an image to its changed self, divided by its mean distance to other images of the same folder.
+Small is good: a lamp that ages should count less than another object. In bold the smallest of a row.
+
+- ρ is the relative perceptual L1, which divides by the feature norm of the unchanged image, its μ and σ from
+  the images of the folder. L1 is the mean absolute difference, L2 the root of the mean square.
+- SSIM (as 1 - SSIM) and LPIPS grow with the square of a small difference, so that of two equally robust
+  similarities theirs looks better, the more so the smaller the change. Their roots grow linearly, as ρ, L1 and
+  L2 do: these are compared, and the squares themselves are shown for completeness.
+- "Intensities" are scaled about black, as by less light; "contrast about the mean" keeps an image's mean;
+  "brightness" is added to intensities in [0, 1] and cut off at black and white.
+"""
+
 Distance = Callable[[Tensor, Tensor], Tensor]
 DATA = Path(__file__).parent.parent / "tests" / "data"
 FOLDERS = (DATA / "fashion" / "train", DATA / "photographs")
@@ -172,7 +187,7 @@ def run(arguments: argparse.Namespace) -> int:
     write_json(arguments.out, {**origin, "results": found})
     if arguments.markdown:
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text("\n".join(pages), encoding="utf-8")
+        arguments.markdown.write_text("\n".join([PAGE, *pages]), encoding="utf-8")
     return 0
 
 

@@ -151,7 +151,7 @@ def test_contrast_compares_similarities(photographs: Path, tmp_path: Path) -> No
     )
     assert all(0 < share < 3 for row in shares.values() for share in row.values())
     assert "LPIPS" in done.stdout
-    assert (tmp_path / "table.md").read_text(encoding="utf-8").startswith("`python benchmarks/contrast.py")
+    assert "`python benchmarks/contrast.py" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
 def test_contrast_needs_two_images(boots: Path, tmp_path: Path) -> None:
