@@ -41,8 +41,8 @@ Small is good: a lamp that ages should count less than another object. In bold t
 - ρ is the relative perceptual L1, which divides by the feature norm of the unchanged image, its μ and σ from
   the images of the folder. L1 is the mean absolute difference, L2 the root of the mean square.
 - SSIM (as 1 - SSIM) and LPIPS grow with the square of a small difference, so that of two equally robust
-  similarities theirs looks better, the more so the smaller the change. Their roots grow linearly, as ρ, L1 and
-  L2 do: these are compared, and the squares themselves are shown for completeness.
+  similarities theirs looks better, the more so the smaller the change. Their roots grow linearly, as ρ, L1
+  and L2 do: these are compared, and the squares themselves are shown for completeness.
 - "Intensities" are scaled about black, as by less light; "contrast about the mean" keeps an image's mean;
   "brightness" is added to intensities in [0, 1] and cut off at black and white.
 """

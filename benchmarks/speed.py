@@ -399,7 +399,8 @@ def run(arguments: argparse.Namespace) -> None:
         if ahead := found.get("overtaken"):
             line = (
                 f"pad reaches the published recipe's {ahead['roc_auc']:.3f} in {ahead['pad_minutes']:.2g} "
-                f"instead of {ahead['published_minutes']:.2g} minutes, {ahead['times_shorter']:.0f} times sooner."
+                f"instead of {ahead['published_minutes']:.2g} minutes, "
+                f"{ahead['times_shorter']:.0f} times sooner."
             )
             print(line)
             words = f"{words} {line}"
