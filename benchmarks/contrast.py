@@ -42,7 +42,7 @@ Small is good: a lamp that ages should count less than another object. In bold t
   the images of the folder. L1 is the mean absolute difference, L2 the root of the mean square.
 - SSIM (as 1 - SSIM) and LPIPS grow with the square of a small difference, so that of two equally robust
   similarities theirs looks better, the more so the smaller the change. Their roots grow linearly, as ρ, L1
-  and L2 do: these are compared, and the squares themselves are shown for completeness.
+  and L2 do, and are what compares; the squares themselves are shown beside them.
 - "Intensities" are scaled about black, as by less light; "contrast about the mean" keeps an image's mean;
   "brightness" is added to intensities in [0, 1] and cut off at black and white.
 """
@@ -137,14 +137,11 @@ def rows_of(table: dict[str, dict[str, float]]) -> tuple[list[str], list[list[st
 
 
 def verdict(table: dict[str, dict[str, float]]) -> str:
-    """In how many changes ρ moves less than each other one, squares left out."""
-    ours, *others = (name for name in next(iter(table.values())) if name not in SQUARES)
+    """In how many changes ρ moves less than each other one."""
+    ours, *others = next(iter(table.values()))
     wins = {name: sum(values[ours] < values[name] for values in table.values()) for name in others}
-    return (
-        f"Of {len(table)} changes, ρ moves less than "
-        + ", ".join(f"{name} in {count}" for name, count in wins.items())
-        + "."
-    )
+    listed = ", ".join(f"{name} in {count}" for name, count in wins.items())
+    return f"Of {len(table)} changes, ρ moves less than {listed}."
 
 
 def main() -> int:

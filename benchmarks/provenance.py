@@ -27,10 +27,10 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line, as it would be typed in the source tree."""
-    words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
-    here = f"{Path.cwd()}{os.sep}"
-    return shlex.join(["python", *(word.replace(here, "") for word in words)])
+    """The command line, as it would be typed in the source tree. Of absolute paths only the end is shown: the
+    rest says nothing on another machine."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def shown(path: Path) -> str:
