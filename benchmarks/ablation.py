@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from jobs import side_by_side, use_share_of_processor
 from protocol import train_and_score, training_split_task
-from provenance import markdown, plain, provenance, write_json
+from provenance import made_by, markdown, plain, provenance, stamp, write_json
 
 from pad.config import parse_assignments
 from pad.errors import PadError, did_you_mean
@@ -87,6 +87,7 @@ def run_one(arguments: argparse.Namespace, settings: dict[str, Any], row: str, l
         task, None, settings, arguments.out / "runs" / name, arguments.device, data_root=arguments.data_root
     )
     result = {"row": row, "class": label, "seed": seed, "settings": settings, **found}
+    result.update(stamp(arguments.device))
     write_json(arguments.out / "finished" / f"{name}.json", result)
 
 
@@ -145,7 +146,6 @@ def main() -> int:
             return 0
         failed = run_missing(arguments, rows)
         header, lines = table(arguments, rows)
-        origin = provenance(arguments.device)
         results = [
             found
             for row in rows
@@ -153,6 +153,7 @@ def main() -> int:
             for seed in arguments.seeds
             if (found := read_result(arguments, row, label, seed))
         ]
+        origin = made_by(provenance(arguments.device), results)
         write_json(arguments.out / "results.json", {**origin, "results": results})
         print(plain(header, lines))
         if arguments.markdown:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pad import runs
+from pad.devices import pick_device
 from pad.files import atomic
 
 
@@ -51,11 +52,25 @@ def hardware(device: str = "cpu") -> str:
     except OSError:
         pass
     words = f"{name}, {os.cpu_count()} cores"
-    if device.startswith("cuda"):
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
         import torch
 
-        words += f"; {torch.cuda.get_device_name(device)}"
+        words += f"; {torch.cuda.get_device_name(chosen)}"
     return words
+
+
+def made_by(origin: dict[str, Any], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`origin` with the commits and machines of the results, which may be older than this process."""
+    commits = dict.fromkeys(result["commit"] for result in results)
+    machines = dict.fromkeys(result["hardware"] for result in results)
+    versions = {**origin["versions"], "commit": ", ".join(commits)}
+    return {**origin, "hardware": "; ".join(machines), "versions": versions}
+
+
+def stamp(device: str) -> dict[str, str]:
+    """`commit` and `hardware` of one result."""
+    return {"commit": runs.versions().get("commit", "unknown"), "hardware": hardware(device)}
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from baselines import BASELINES, COLOURS, FEATURES, PIXELS, TITLES, backbone_features, hsv_histograms
 from jobs import side_by_side, use_share_of_processor
 from protocol import Task, dataset_task, folder_task, metrics, raw_pixels, tensors, train_and_score
-from provenance import markdown, plain, provenance, write_json
+from provenance import made_by, markdown, plain, provenance, stamp, write_json
 
 from pad.config import load_recipe, parse_assignments
 from pad.data import ImageSet
@@ -160,9 +160,7 @@ def write_result(
 ) -> None:
     result = {"method": method, "class": label, "name": task.name, "seed": seed}
     path = result_path(arguments.out, method, label, seed)
-    write_json(
-        path, {**result, "asked": asked_for(arguments, method), **found, **provenance(arguments.device)}
-    )
+    write_json(path, {**result, "asked": asked_for(arguments, method), **found, **stamp(arguments.device)})
 
 
 def result_name(method: str, label: int, seed: int) -> str:
@@ -277,7 +275,7 @@ def report(arguments: argparse.Namespace) -> None:
     summary = summarize(results)
     names = {result["class"]: result["name"] for result in results}
     header, rows = table_rows(summary, names)
-    origin = provenance(arguments.device)
+    origin = made_by(provenance(arguments.device), results)
     content = {**origin, "seeds": arguments.seeds, "roc_auc": summary, "results": results}
     write_json(arguments.out / "results.json", content)
     note = remarks(summary, names)
