@@ -120,6 +120,7 @@ def test_ablation_names_an_unknown_row(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.timeout(900)  # a dozen processes
 def test_speed_measures_both_sides(fashion: Path, tmp_path: Path) -> None:
     bench(
         "speed.py", "--data", fashion, "--steps", 2, "--images", 8, "--device", "cpu", "--set", *SMALL,
