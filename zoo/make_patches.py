@@ -4,12 +4,12 @@
     python zoo/make_patches.py patches
 
 Makes `patches/hubble` and `patches/retina` in the MVTec layout. A photograph is cut into square cells that do
-not overlap; three quarters of them, drawn at random, are the normal images for training, the rest are for
-testing, so no pixel is in both. Anomalies are cells of other photographs, and `pasted`: test cells with a small
-square of another photograph pasted in, whose place is in `ground_truth`.
+not overlap; three quarters of them, drawn at random, are the normal images for training, the rest are
+for testing, so no pixel is in both. Anomalies are cells of other photographs, and `pasted`: test cells with
+a small square of another photograph pasted in, whose place is in `ground_truth`.
 
-The photographs: hubble_deep_field (NASA, public domain), retina (Mikael Häggström, CC0), astronaut (NASA, public
-domain), chelsea (Stefan van der Walt, CC0), coffee (Rachel Michetti, CC0).
+The photographs: hubble_deep_field (NASA, public domain), retina (Mikael Häggström, CC0), astronaut (NASA,
+public domain), chelsea (Stefan van der Walt, CC0), coffee (Rachel Michetti, CC0).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def cells(name: str, side: int, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def paste(cell: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """`cell` with a square of `other`, a quarter of its side, at a random place; and the mask of that place."""
+    """`cell` with a square of `other`, a quarter of its side, at a random place; and the mask of it."""
     side = len(cell)
     square = side // 4
     y, x = rng.integers(0, side - square, 2)
