@@ -25,6 +25,14 @@ def model_card(detector: Detector) -> str:
         if detector.calibration is not None
         else "nothing yet: `pad calibrate MODEL NORMAL_IMAGES`",
     }
+    if tuning := card.get("fine_tuning"):
+        rows["fine-tuned from"] = (
+            f"a model of `{tuning['from'].get('source', '?')}`; replayed: {tuning['replay']}"
+        )
+    if detector.calibration is not None and detector.calibration.extra.get("old_normal") == "estimated":
+        rows["calibrated on"] += (
+            "; the old model's scores, scaled, stand for its old normal: there the rate is an estimate"
+        )
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         "# A perceptual anomaly detector\n\nTrained by `pad` on normal images alone; higher scores are more "

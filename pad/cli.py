@@ -40,6 +40,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", dest="start", metavar="MODEL", help="go on from a trained model (fine-tuning)"
     )
+    parser.add_argument("--replay", nargs="+", metavar="DATA", help="with --from: images of the old "
+                        "normal, to keep it (default: the model's own; none: may be forgotten)")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on where RUN stopped")
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
@@ -158,6 +160,13 @@ def script(command: str) -> int:
     parser = _Parser(prog=f"{command}.py", description=text)
     add(parser)
     return _execute(parser, None)
+
+
+def train_arguments(argv: Sequence[str]) -> Arguments:
+    """The arguments of `pad train`, parsed, for programs that call `pad.commands.train`."""
+    parser = _Parser(prog="pad train")
+    _add_train(parser)
+    return parser.parse_args(argv)
 
 
 def _execute(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:

@@ -21,6 +21,7 @@ from pad.errors import PadError
 from pad.evaluation import format_table, summarize, write_summary
 from pad.files import atomic
 from pad.recipes import build_config
+from pad.replay import NO_REPLAY, Replay, compare, format_quality, make_replay
 from pad.results import ANOMALY, Row, judge_batch, make_row, write_scores
 from pad.runs import read_checkpoint, readable, split_images, train_detector
 
@@ -45,13 +46,13 @@ def train(arguments: argparse.Namespace) -> int:
     checkpoint = _checkpoint(folder, arguments.resume)
     asked = _asked(folder, arguments, checkpoint is not None)
     images = resolve(asked["data"], "train", asked["data_root"])
-    start = None
+    start = Detector.load(asked["from"], arguments.device) if asked["from"] else None
     if checkpoint is not None:
         config = _resumed_config(checkpoint["recipe"], arguments.config, settings)
     else:
-        start = Detector.load(arguments.start, arguments.device) if arguments.start else None
         config = _fresh_config(start, arguments.config, settings, images)
     training, calibration = split_images(images, config)
+    replay = _replay(start, asked, len(training)) if start else None
     _write_run(folder, asked)
     length = f"{asked['minutes']:g} minutes" if asked["minutes"] else f"{config.steps} steps"
     print(
@@ -69,8 +70,11 @@ def train(arguments: argparse.Namespace) -> int:
         start=start,
         progress=True,
         data_root=asked["data_root"],
+        replay=replay,
     )
     _report(detector, folder)
+    if start is not None:
+        _report_fine_tuning(start, detector, replay, calibration, folder)
     return 0
 
 
@@ -99,7 +103,18 @@ def _asked(folder: Path, arguments: argparse.Namespace, resuming: bool) -> dict[
         raise PadError("--data is missing: name your normal images")
     minutes = arguments.minutes if arguments.minutes or arguments.steps else before.get("minutes")
     root = arguments.data_root or before.get("data_root")
-    return {"data": data, "data_root": root, "minutes": minutes}
+    start, replay = arguments.start or before.get("from"), arguments.replay or before.get("replay")
+    if replay and not start:
+        raise PadError("--replay goes with --from MODEL: it is what keeps that model's old normal")
+    return {"data": data, "data_root": root, "minutes": minutes, "from": start, "replay": replay}
+
+
+def _replay(start: Detector, asked: dict[str, Any], count: int) -> Replay | None:
+    """What is replayed of the model that is fine-tuned, as many images as there are new ones."""
+    if asked["replay"] == [NO_REPLAY]:
+        return None
+    folder = resolve(asked["replay"], "train", asked["data_root"]) if asked["replay"] else None
+    return make_replay(start, count, folder)
 
 
 def _write_run(folder: Path, asked: dict[str, Any]) -> None:
@@ -138,6 +153,22 @@ def _report(detector: Detector, folder: Path) -> None:
         f"calibrated on {len(detector.calibration.scores) if detector.calibration else 0} normal images"
     )
     print(f"model: {folder / 'model'}\nscore images with: python evaluate.py {folder} IMAGES --out RESULTS")
+
+
+def _report_fine_tuning(
+    start: Detector, detector: Detector, replay: Replay | None, held_out: ImageSet, folder: Path
+) -> None:
+    """Old and new normal images before and after, on the terminal and in the model's card."""
+    held_out, _ = readable(held_out, detector.config)
+    quality = compare(start, detector, replay, held_out)
+    detector.card["fine_tuning"]["quality"] = quality
+    detector.save(folder / "model")
+    print(f"\n{format_quality(quality, replay is not None and replay.generated)}")
+    if replay is not None and replay.generated:
+        print(
+            "the old normal was replayed from the model itself, so its false-alarm rate is an estimate; "
+            "to measure it, give images of it: --replay DIR, or pad calibrate"
+        )
 
 
 # evaluate ----------------------------------------------------------------------------------------

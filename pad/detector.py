@@ -161,23 +161,29 @@ class Detector:
         return list(explain_images(self, images, fpr))
 
     def calibrate(self, images: Any, extra: Mapping[str, Any] | None = None) -> Calibration:
-        """Sets the calibration, and the scale of anomaly maps, from normal images that were not trained on.
+        """Sets the calibration from normal images that were not trained on; with it the scale of anomaly
+        maps, and some latents, from which fine-tuning can replay what is normal (pad/replay.py).
 
         Raises PadError if an image cannot be read.
         """
         from pad.explain import MapScale
+        from pad.replay import kept_latents
 
         scores: list[Tensor] = []
+        latents: list[Tensor] = []
 
         def maps() -> Iterator[np.ndarray]:
             for batch in self._batches(images):
                 examined = self.examine(batch)
                 scores.append(examined.scores)
+                latents.append(examined.latents)
                 yield from examined.maps.numpy()
 
         scale = MapScale.from_maps(maps())
-        measured = {"map_scale": scale.to_dict(), **(extra or {})}
-        self.calibration = Calibration(torch.cat(scores).double().numpy(), measured)
+        all_scores = torch.cat(scores)
+        kept = kept_latents(torch.cat(latents), all_scores)
+        measured = {"map_scale": scale.to_dict(), "replay": kept, **(extra or {})}
+        self.calibration = Calibration(all_scores.double().numpy(), measured)
         return self.calibration
 
     def _calibrated(self) -> Calibration:

@@ -12,8 +12,8 @@ from pad.hub import check_token, endpoint, explain, offline, parse_hub_spec
 from pad.modelfolder import CALIBRATION, CARD, CONFIG, FILES, dump_config, read_model
 
 # What may go along with the four files of a model: pictures of the card, and what `pad zoo verify` scores.
-_EXTRAS = ("*.png", "*.jpg", "samples/*.png", "samples/*.jpg", "verify.json")
-_TEXTS = (CARD, CALIBRATION, "verify.json")
+_EXTRAS = ("*.png", "*.jpg", "samples/**/*.png", "samples/**/*.jpg", "verify.json", "summary.json")
+_TEXTS = (CARD, CALIBRATION, "verify.json", "summary.json")
 
 # The folders of an absolute path (also ~/, C:\, file://) at the start of a word; addresses do not match.
 _LOCAL = re.compile(
@@ -117,7 +117,7 @@ def _collect(folder: Path) -> dict[str, bytes]:
         name = path.relative_to(folder).as_posix()
         if name in FILES and path.exists():
             files[name] = path.read_bytes()  # read_model has let it pass, also as a link of the hub's cache
-        elif path.is_file() and not path.is_symlink() and not path.parent.is_symlink():
+        elif path.is_file() and path.resolve() == folder.resolve() / name:
             files[name] = path.read_bytes()
     if CARD not in files:
         raise PadError(f"{folder} has no {CARD}: a model is published with its card")

@@ -33,6 +33,7 @@ from pad.data import ImageSet, resolve, stream
 from pad.detector import BATCH_SIZE, Detector
 from pad.errors import PadError
 from pad.files import atomic
+from pad.replay import MixedImages, Replay, calibrate_both
 from pad.training import CACHE_BYTES, Images, MemoryImages, Trainer, check_finite, check_weights, diverged
 
 MINIMUM_IMAGES = 8
@@ -139,6 +140,7 @@ def train_detector(
     start: Detector | None = None,
     progress: bool = False,
     data_root: Path | None = None,
+    replay: Replay | None = None,
 ) -> Detector:
     """Trains, calibrates, and (with a folder) keeps checkpoints, samples, a log and the model.
 
@@ -149,7 +151,8 @@ def train_detector(
         folder: the run folder; None: nothing is written.
         minutes: wall-clock time to train for, everything but the last calibration counted in.
         resume: go on from the newest checkpoint in `folder`, if there is one.
-        start: a trained detector to start from.
+        start: a trained detector to start from; its mu and sigma stay, so that scores stay comparable.
+        replay: images of what `start` calls normal, to train on besides.
         progress: show progress bars (on a terminal).
 
     Raises:
@@ -169,12 +172,15 @@ def train_detector(
             f"of {len(training) + len(errors) + len(calibration)} in {training.source} can be read"
         )
     statistics = None
-    if config.statistics != "normal":
+    if config.statistics != "normal" and start is None:
         statistics, _ = load_images(resolve([config.statistics], "evaluate", data_root), config)
-    trainer = Trainer(config, source, device, statistics)
+    if start is not None:
+        check_start(config, start)
+    images = MixedImages(source, replay.training) if replay else source
+    trainer = Trainer(config, images, device, statistics, start.similarity if start else None)
     if start is not None:
         start_from(trainer, start)
-    card = {
+    card: dict[str, Any] = {
         "versions": versions(),
         "data": {
             **training.fingerprint(),
@@ -183,7 +189,15 @@ def train_detector(
             "skipped": len(errors) + len(more_errors),
         },
     }
+    if start is not None:
+        card["fine_tuning"] = {
+            "from": start.card.get("data", {}),
+            "replay": replay.source if replay else "none",
+            "replayed_images": len(replay.training) if replay else 0,
+        }
     run = Run(trainer, calibration, card, folder, minutes, begun, progress)
+    if start is not None and replay is not None:
+        run.old_normal = start, replay
     if resume:
         run.resume()
     run.loop()
@@ -228,15 +242,19 @@ def hardware(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads ({platform.machine()})"
 
 
-def start_from(trainer: Trainer, start: Detector) -> None:
-    """Takes the weights of a trained detector. Raises PadError if its sizes, channels or backbone differ."""
+def check_start(config: Config, start: Detector) -> None:
+    """Raises PadError if a recipe does not go with a trained detector: other sizes, channels or backbone."""
     for key in _FIXED_BY_MODEL:
-        theirs, ours = getattr(start.config, key), getattr(trainer.config, key)
+        theirs, ours = getattr(start.config, key), getattr(config, key)
         if theirs != ours:
             raise PadError(
                 f"--from: the model has {key} {theirs!r} and cannot go on with {ours!r}; "
                 f"leave '{key}' as it is"
             )
+
+
+def start_from(trainer: Trainer, start: Detector) -> None:
+    """Takes the weights of a trained detector, the critics' too."""
     weights = start.networks.state_dict()
     trainer.networks.load_state_dict(weights)
     trainer.averaged.load_state_dict({k: v for k, v in weights.items() if "critic" not in k})
@@ -260,6 +278,7 @@ class Run:
         self.begun, self.progress = begun, progress
         self.writer = _tensorboard(self.config, folder)
         self.finished = False
+        self.old_normal: tuple[Detector, Replay] | None = None  # the model fine-tuned, and what it replays
         self._detector: Detector | None = None
 
     @property
@@ -359,6 +378,8 @@ class Run:
         if not np.isfinite(detector.score(few)).all():
             raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
         detector.calibrate(self.calibration)
+        if self.old_normal is not None:
+            calibrate_both(detector, *self.old_normal)
         return detector
 
     # The folder

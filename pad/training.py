@@ -23,7 +23,7 @@ from pad.errors import PadError
 from pad.losses import adversarial_loss, critic_loss, gradient_penalty
 from pad.networks import build_networks
 from pad.perceptual import RelativePerceptualL1
-from pad.similarity import build_similarity
+from pad.similarity import Similarity, build_similarity
 
 CACHE_BYTES = 1 << 30  # features of the training images are kept while they fit in here
 
@@ -71,13 +71,19 @@ class Trainer:
         images: normal images to train on.
         device: where to train.
         statistics_images: images that mu and sigma of the perceptual features come from; default `images`.
+        similarity: one with mu and sigma to keep (fine-tuning), instead of new ones from images.
 
     Raises:
         PadError: widths that do not fit the sizes, or a backbone that cannot be had.
     """
 
     def __init__(
-        self, config: Config, images: Images, device: torch.device, statistics_images: Images | None = None
+        self,
+        config: Config,
+        images: Images,
+        device: torch.device,
+        statistics_images: Images | None = None,
+        similarity: Similarity | None = None,
     ) -> None:
         self.config, self.images, self.device = config, images, device
         self.dtype = pick_precision(config.precision, device)
@@ -88,10 +94,11 @@ class Trainer:
             {name: copy.deepcopy(self.networks[name]) for name in ("encoder", "generator")}
         ).requires_grad_(False)
         self.averaged.eval()
-        self.similarity = build_similarity(config).to(device)
+        known = copy.deepcopy(similarity)
+        self.similarity = (known or build_similarity(config)).to(device)
         cast_backbone(self.similarity, self.dtype)
         self._features: list[Tensor] | None = None
-        if isinstance(self.similarity, RelativePerceptualL1):
+        if known is None and isinstance(self.similarity, RelativePerceptualL1):
             self._fit_similarity(self.similarity, statistics_images)
         self.sampler = Sampler(len(images), self.random)
         encoder, generator = self.networks["encoder"], self.networks["generator"]

@@ -1,4 +1,4 @@
-"""`pad zoo list | show | download | verify | publish`.
+"""`pad zoo list | show | download | verify | publish | build`.
 
 Each command is a function of its parsed arguments that prints its result and returns the exit status;
 what the user must mend is raised as PadError.
@@ -32,7 +32,7 @@ def add_parser(subparsers: Subparsers) -> Subparsers:
     """
     zoo = subparsers.add_parser(
         "zoo",
-        help="pretrained models: list, show, download, verify, publish",
+        help="pretrained models: list, show, download, verify, publish, build",
         description=__doc__.splitlines()[0],
     )
     commands = zoo.add_subparsers(dest="zoo_command", metavar="COMMAND", required=True)
@@ -57,7 +57,20 @@ def add_parser(subparsers: Subparsers) -> Subparsers:
     publish.add_argument("repo", metavar="ORG/NAME", help="the repository; created if it is not there")
     publish.add_argument("--private", action="store_true", help="create it as a private repository")
     publish.add_argument("--dry-run", action="store_true", help="only show what would be done; no network")
+    build = add("build", build_command, "train, measure and write models of the zoo from their recipes")
+    build.add_argument("names", nargs="+", metavar="NAME", help="a line of models.yaml")
+    build.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders "
+                       "lie, to train in or to take finished ones from (default: runs)")  # fmt: skip
+    build.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
+    build.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="where to compute")
     return commands
+
+
+def build_command(args: argparse.Namespace) -> int:
+    """Trains, measures and writes models."""
+    from pad.zoo_build import build_command
+
+    return build_command(args)
 
 
 def list_command(args: argparse.Namespace) -> int:

@@ -1,0 +1,227 @@
+"""Fine-tuning that keeps what was normal: images of the old normal are replayed among the new ones.
+
+Where they come from:
+
+- From the model alone. It keeps the latents of some held-out normal images (`calibration.json`, `replay`);
+  pairs of them are mixed, `z = cos(t) z_1 + sin(t) z_2`, which keeps mean zero and covariance, and the old
+  generator makes images of them. A model that kept none is asked for images of the prior instead.
+- From a folder of images of the old normal (`--replay`).
+
+Calibration after fine-tuning: new held-out normal images have their own scores. With a folder, a part of it
+is held out as well, and the promise on false alarms holds for old and new images in the proportion of the
+calibration set. From the model alone, the scores of the old calibration images are known only under the old
+model: they are multiplied by how much the scores of generated images have grown. For new normal images the
+promise then still holds wherever that leaves the threshold higher; for old ones it is an estimate, and the
+model's card says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pad.calibration import Calibration, calibration_split
+from pad.errors import PadError
+from pad.training import Images, MemoryImages
+
+if TYPE_CHECKING:
+    from pad.config import Config
+    from pad.data import ImageSet
+    from pad.detector import Detector
+
+KEPT_NUMBERS = 1 << 14  # of latents that a model keeps, all images together
+KEPT_IMAGES = 256
+NO_REPLAY = "none"  # --replay none: the old normal may be forgotten
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Images of the old normal, (n, channels, size, size) in [-1, 1].
+
+    training: to mix among the new ones. held_out: never trained on, to measure and to calibrate by.
+    generated: made by the old model, not real.
+    """
+
+    training: Tensor
+    held_out: Tensor
+    source: str
+    generated: bool
+
+
+class MixedImages:
+    """New images followed by replayed ones, as one set to draw from."""
+
+    def __init__(self, new: Images, replayed: Tensor) -> None:
+        self.new, self.replayed = new, MemoryImages(replayed)
+
+    def __len__(self) -> int:
+        return len(self.new) + len(self.replayed)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        old = indices >= len(self.new)
+        parts = []
+        for source, chosen in ((self.new, indices[~old]), (self.replayed, indices[old] - len(self.new))):
+            if len(chosen):
+                parts.append(source.batch(chosen))
+        # Back in the order that was asked for.
+        order = torch.cat([(~old).nonzero()[:, 0], old.nonzero()[:, 0]])
+        return torch.cat(parts)[order.argsort()]
+
+
+# Latents that a model keeps -------------------------------------------------------------------------
+
+
+def kept_latents(latents: Tensor, scores: Tensor) -> list[list[float]]:
+    """What a calibrated model keeps for its own replay: latents (n, d) of normal images whose scores are
+    spread evenly over those of the calibration set, at most 256 and 16,384 numbers in all."""
+    n = max(1, min(len(latents), KEPT_IMAGES, KEPT_NUMBERS // latents.shape[1]))
+    chosen = scores.argsort()[torch.linspace(0, len(scores) - 1, n).round().long()]
+    return [[float(f"{value:.4g}") for value in row] for row in latents[chosen].tolist()]
+
+
+def stored_latents(detector: Detector) -> Tensor | None:
+    """The latents that the model keeps, (n, d, r, r), or None. Raises PadError if they do not fit it."""
+    kept = detector.calibration.extra.get("replay") if detector.calibration else None
+    if not kept:
+        return None
+    shape = _latent_shape(detector)
+    try:
+        latents = torch.tensor(kept, dtype=torch.float32).view(-1, *shape)
+    except (TypeError, ValueError, RuntimeError):
+        latents = torch.full((1, *shape), torch.nan)
+    if not latents.isfinite().all():
+        raise PadError(f"calibration.json: 'replay' must hold lists of {np.prod(shape)} finite numbers")
+    return latents
+
+
+def mix(latents: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """`count` latents, each from two of those given."""
+    first, second = (latents[torch.randint(len(latents), (count,), generator=random)] for _ in range(2))
+    angle = torch.rand(count, 1, 1, 1, generator=random) * (torch.pi / 2)
+    return angle.cos() * first + angle.sin() * second
+
+
+def _latent_shape(detector: Detector) -> tuple[int, int, int]:
+    config = detector.config
+    return config.latent_dim, config.latent_resolution, config.latent_resolution
+
+
+# Making a replay ------------------------------------------------------------------------------------
+
+
+def make_replay(old: Detector, count: int, folder: ImageSet | None = None) -> Replay:
+    """A replay of what `old` calls normal.
+
+    Args:
+        old: the model that is fine-tuned.
+        count: how many images to train on; of `folder`, at most as many as it has.
+        folder: images of the old normal; None: the model makes them.
+
+    Raises PadError if images of the folder cannot be read, or are fewer than two.
+    """
+    return _from_model(old, count) if folder is None else _from_images(old.config, count, folder)
+
+
+def _from_model(old: Detector, count: int) -> Replay:
+    random = torch.Generator().manual_seed(old.config.seed)
+    latents = stored_latents(old)
+    if latents is None:
+        shape = _latent_shape(old)
+        return Replay(
+            generate(old, torch.randn(count, *shape, generator=random)),
+            generate(old, torch.randn(KEPT_IMAGES, *shape, generator=random)),
+            "the model's own images of the prior",
+            True,
+        )
+    source = "the model's own images of latents that it keeps"
+    return Replay(generate(old, mix(latents, count, random)), generate(old, latents), source, True)
+
+
+def _from_images(config: Config, count: int, folder: ImageSet) -> Replay:
+    from pad.data import load_all
+
+    pixels, kept, _ = load_all(folder, config)
+    if len(kept) < 2:
+        raise PadError(
+            f"--replay takes at least 2 normal images; {len(kept)} of {folder.describe()} can be read"
+        )
+    training, held_out = calibration_split(len(kept), config.calibration_fraction, seed=config.seed)
+    return Replay(pixels[training[:count].tolist()], pixels[held_out.tolist()], folder.source, False)
+
+
+def generate(old: Detector, z: Tensor) -> Tensor:
+    """G(z) for latents (n, d, r, r), in [-1, 1] on the CPU."""
+    with torch.no_grad():
+        made = [old.networks["generator"](part.to(old.device)).clamp(-1, 1).cpu() for part in z.split(64)]
+    return torch.cat(made)
+
+
+# Afterwards -----------------------------------------------------------------------------------------
+
+
+def calibrate_both(detector: Detector, old: Detector, replay: Replay) -> Calibration:
+    """Adds the old normal to a calibration that knows the new normal alone; see the module's text."""
+    new = detector.calibration
+    assert new is not None
+    after = detector.score(replay.held_out).astype(np.float64)
+    if replay.generated:
+        growth = after.mean() / old.score(replay.held_out).astype(np.float64).mean()
+        known = old.calibration.scores * growth if old.calibration else after
+    else:
+        known = after
+    extra = {**new.extra, "old_normal": "estimated" if replay.generated else "measured"}
+    # The next fine-tuning replays both.
+    latents = torch.cat([detector.encode(part) for part in replay.held_out.split(64)])
+    extra["replay"] = new.extra["replay"][::2] + kept_latents(latents, torch.from_numpy(after))[::2]
+    detector.calibration = Calibration(np.concatenate([new.scores, known]), extra)
+    return detector.calibration
+
+
+def compare(
+    old: Detector, new: Detector, replay: Replay | None, held_out: Any, fpr: float = 0.05
+) -> dict[str, Any]:
+    """Old and new normal images under both models: `{"old" | "new": {"images", "before", "after"}}`, each
+    of the last two with the `mean_score` and, where calibrated, the `flagged` share at `fpr`."""
+    sets: list[tuple[str, Any]] = [("new", held_out)]
+    if replay is not None:
+        sets.insert(0, ("old", replay.held_out))
+    return {
+        name: {
+            "images": len(images),
+            "before": _quality(old, images, fpr),
+            "after": _quality(new, images, fpr),
+        }
+        for name, images in sets
+    }
+
+
+def _quality(detector: Detector, images: Any, fpr: float) -> dict[str, float]:
+    scores = detector.score(images)
+    quality = {"mean_score": round(float(scores.mean()), 5)}
+    if detector.calibration is not None:
+        quality["flagged"] = round(float(detector.calibration.verdicts(scores, fpr).mean()), 5)
+    return quality
+
+
+def format_quality(quality: Mapping[str, Any], generated: bool) -> str:
+    """The comparison as a table for the terminal."""
+    names = {
+        "old": "old normal, generated" if generated else "old normal, held out",
+        "new": "new normal, held out",
+    }
+    lines = [f"{'':24}{'':>8}  {'mean score':>16}  {'flagged at 5 %':>16}"]
+    lines.append(f"{'':24}{'images':>8}  {'before':>8}{'after':>8}  {'before':>8}{'after':>8}")
+    for key, of in quality.items():
+        cells = [f"{of[when]['mean_score']:8.3f}" for when in ("before", "after")]
+        flags = [_share(of[when].get("flagged")) for when in ("before", "after")]
+        lines.append(f"{names[key]:24}{of['images']:8,}  {''.join(cells)}  {''.join(flags)}")
+    return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return f"{'':>8}" if value is None else f"{100 * value:6.1f} %"

@@ -1,0 +1,284 @@
+"""`pad zoo build`: a model of the zoo from its recipe, trained, measured, and written with its card.
+
+zoo/NAME/   the model folder, and beside its four files
+    card.png      normal and anomalous test images, their nearest normal images, and the maps
+    samples/      a few test images, in sub-folders `normal` and by kind of anomaly: a labelled folder
+    summary.json  the evaluation that the card's numbers are from
+    verify.json   the scores of the samples, for `pad zoo verify`
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pad.data import ImageSet, resolve, stream
+from pad.detector import Detector
+from pad.errors import PadError, did_you_mean
+from pad.zooindex import add_entry, zoo_folder
+
+SAMPLES = 6  # normal ones, and as many anomalous ones
+RATES = (0.01, 0.05, 0.1, 0.2)  # false-alarm rates that are checked
+FPR = 0.05  # of the flagged shares in the tables
+_BOOKKEEPING = ("log_every", "sample_every", "checkpoint_every", "tensorboard", "backbone_weights")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of `zoo/models.yaml`: what a model is made of."""
+
+    name: str  # "fashion-mnist/bag"
+    title: str
+    data: str  # as train.py and evaluate.py take it
+    licence: str  # as the hub calls it: "mit"
+    about: str  # of the data
+    limits: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()  # further arguments of train.py
+    prepare: str | None = None  # the command that makes the data
+    seed: int = 0
+
+    @property
+    def short_name(self) -> str:
+        """The name of its run folder."""
+        return self.name.rpartition("/")[2]
+
+    def train_arguments(self, run: Path, data_root: str | None, device: str | None) -> list[str]:
+        """Of `pad train`, complete."""
+        arguments = ["--data", self.data, "--out", run.as_posix(), "--seed", str(self.seed), *self.train]
+        for option, value in (("--data-root", data_root), ("--device", device)):
+            arguments += [option, value] if value else []
+        return arguments
+
+
+def read_entries(root: Path | None = None) -> dict[str, Entry]:
+    """The lines of `models.yaml` by name: of the zoo `root`, or the installed one if that has none.
+
+    Raises PadError for a file that is not of the form that its head describes.
+    """
+    path = (root or zoo_folder()) / "models.yaml"
+    if not path.is_file():
+        path = zoo_folder() / "models.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = {}
+        for name, values in content["models"].items():
+            merged = {**content["groups"][name.partition("/")[0]], **values}
+            lists = {key: tuple(map(str, merged.get(key, ()))) for key in ("limits", "train")}
+            entries[name] = Entry(name=name, **{**merged, **lists})
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PadError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PadError(f"{path}: an entry is not as the head of the file says ({error})") from None
+    return entries
+
+
+def build_command(args: argparse.Namespace) -> int:
+    """`pad zoo build NAME...`: each model in turn."""
+    entries = read_entries(args.root)
+    for name in args.names:
+        if name not in entries:
+            hint = did_you_mean(name, entries) or f"; known: {', '.join(entries)}"
+            raise PadError(f"no recipe for a zoo model '{name}'{hint}")
+    for name in args.names:
+        folder = build(entries[name], args.runs, args.root, args.data_root, args.device)
+        print(f"{name}: {folder}", flush=True)
+    return 0
+
+
+def build(
+    entry: Entry, runs: Path, root: Path | None = None, data_root: str | None = None, device: str = "auto"
+) -> Path:
+    """Trains one model (or takes it from a finished run), measures it and writes it into the zoo.
+
+    Args:
+        entry: what it is made of.
+        runs: where run folders lie; that of this model has the last part of its name.
+        root: the zoo's folder; by default the installed one.
+        data_root: where named datasets lie.
+        device: auto, cpu, cuda or mps.
+
+    Returns its folder. Raises PadError if the data is not there, or the run is of other images or settings.
+    """
+    from pad.zoo_card import draw_card, write_card
+
+    root = root or zoo_folder()
+    detector = trained(entry, runs / entry.short_name, data_root, device)
+    images = _images(entry, "evaluate", data_root)
+    summary = measure(detector, images)
+    summary["model"] = f"zoo:{entry.name}"
+    target = root / entry.name
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=_made(root)) as temporary:
+        folder = Path(temporary) / "model"
+        detector.save(folder)
+        samples = write_samples(images, folder)
+        draw_card(detector, folder, samples)
+        write_card(entry, detector, summary, folder)
+        _record(folder, samples)
+        _replace(target, folder)
+    results = {"title": entry.title, "dataset": entry.data, "licence": entry.licence}
+    add_entry(
+        entry.name,
+        target,
+        {**results, "images": detector.card["data"]["images"], "roc_auc": summary.get("roc_auc")},
+        root,
+    )
+    return target
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def trained(entry: Entry, run: Path, data_root: str | None, device: str) -> Detector:
+    """The model of the run folder `run`, trained as train.py does it if it is not there or not finished.
+
+    Raises PadError if the run was made from other images or with other settings than the entry says.
+    """
+    from pad.cli import train_arguments
+    from pad.commands import train
+    from pad.config import parse_assignments, to_mapping
+    from pad.recipes import build_config
+    from pad.runs import split_images
+
+    images = _images(entry, "train", data_root)
+    arguments = train_arguments(entry.train_arguments(run, data_root, device))
+    settings = {**parse_assignments(arguments.set), "seed": entry.seed}
+    if arguments.steps is not None:
+        settings["steps"] = arguments.steps
+    config = build_config(arguments.config, settings, images)
+    training, calibration = split_images(images, config)
+    if not _is_finished(run):
+        arguments.resume = run.is_dir()
+        train(arguments)
+    detector = Detector.load(run, device)
+    asked, found = to_mapping(config), to_mapping(detector.config)
+    for key in asked.keys() - set(_BOOKKEEPING):
+        if asked[key] != found[key]:
+            raise PadError(
+                f"{run} was trained with {key}={found[key]!r}, {entry.name} takes {asked[key]!r}: "
+                "name another folder with --runs"
+            )
+    if detector.card["data"].get("sha256") != training.fingerprint()["sha256"]:
+        raise PadError(
+            f"{run} was trained on other images than {entry.data}: name another folder with --runs"
+        )
+    detector.calibrate(calibration)  # the same scores again, and with them the scale of the maps
+    return detector
+
+
+def _is_finished(run: Path) -> bool:
+    from pad.modelfolder import present, read_model
+
+    if not present(run / "model"):
+        return False
+    return bool(read_model(run / "model").config.get("training", {}).get("finished"))
+
+
+def _images(entry: Entry, purpose: Any, data_root: str | None) -> ImageSet:
+    try:
+        return resolve(entry.data, purpose, data_root)
+    except PadError as error:
+        if entry.prepare is None:
+            raise
+        raise PadError(f"{error}; make it with: {entry.prepare}") from None
+
+
+# Measuring ----------------------------------------------------------------------------------------
+
+
+def measure(detector: Detector, images: ImageSet) -> dict[str, Any]:
+    """What `summary.json` holds for all of `images` at a false-alarm rate of 5 %, and besides
+
+    - `false_alarm_check`: for each promised rate the rate on the normal test images, with its interval;
+    - `speed`: `images_per_second` in batches of 64 that are in memory, best of five, and the `hardware`.
+    """
+    from pad.commands import score_rows
+    from pad.evaluation import summarize
+    from pad.metrics import rate
+    from pad.runs import hardware
+
+    calibration = detector.calibration
+    assert calibration is not None
+    rows = list(score_rows(detector, images, FPR, 64))
+    summary = summarize(rows, calibration, FPR)
+    normal = [row.score for row in rows if row.anomalous is False and row.score is not None]
+    if normal:
+        p_values = calibration.p_values(normal)
+        summary["false_alarm_check"] = {
+            f"{fpr:g}": rate(int((p_values <= fpr).sum()), len(normal)) for fpr in RATES
+        }
+    speed = _images_per_second(detector, images)
+    summary["speed"] = {"images_per_second": round(speed, 1), "hardware": hardware(detector.device)}
+    return summary
+
+
+def _images_per_second(detector: Detector, images: ImageSet) -> float:
+    batch = next(stream(images, detector.config, 64)).tensor
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        detector.score_batch(batch)
+        seconds.append(time.perf_counter() - start)
+    return len(batch) / min(seconds)
+
+
+# Samples ------------------------------------------------------------------------------------------
+
+
+def write_samples(images: ImageSet, folder: Path, seed: int = 0) -> list[str]:
+    """Copies some test images as PNG, drawn at random: six normal ones, and six anomalous ones of as many
+    kinds as there are.
+
+    Returns their paths inside `folder`, normal ones first.
+    """
+    names = []
+    for index in _draw(images, seed):
+        sample = images.samples[index]
+        kind = (sample.kind or "anomaly") if sample.anomalous else "normal"
+        name = f"samples/{kind}/{Path(sample.name).stem}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        images.open(index).save(folder / name)
+        names.append(name)
+    return names
+
+
+def _draw(images: ImageSet, seed: int) -> list[int]:
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(images)).tolist()
+    normal = [i for i in order if not images.samples[i].anomalous][:SAMPLES]
+    seen: dict[str | None, int] = {}
+    rounds = []  # how many of its kind came before: first one of every kind, then a second one
+    for i in [i for i in order if images.samples[i].anomalous]:
+        kind = images.samples[i].kind
+        seen[kind] = seen.get(kind, 0) + 1
+        rounds.append((seen[kind], i))
+    rounds.sort(key=lambda pair: pair[0])
+    return normal + [i for _, i in rounds[:SAMPLES]]
+
+
+def _record(folder: Path, samples: Sequence[str]) -> None:
+    """verify.json, from the model as it is read back on a CPU."""
+    from pad.zoo_commands import write_record
+
+    scores = Detector.load(folder, "cpu").score([folder / name for name in samples])
+    write_record(folder, {name: float(f"{s:.6g}") for name, s in zip(samples, scores.tolist(), strict=True)})
+
+
+def _made(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def _replace(target: Path, folder: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    folder.rename(target)

@@ -1,0 +1,205 @@
+"""Fine-tuning: what is replayed, that it keeps the old normal, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_cli import SMALL, run
+
+import pad
+from pad.data import resolve
+from pad.detector import Detector
+from pad.errors import PadError
+from pad.replay import (
+    MixedImages,
+    compare,
+    format_quality,
+    generate,
+    kept_latents,
+    make_replay,
+    mix,
+    stored_latents,
+)
+from pad.runs import load_images, split_images
+from pad.training import MemoryImages
+
+
+@pytest.fixture(scope="module")
+def model(boots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a small model of ankle boots."""
+    folder = tmp_path_factory.mktemp("runs") / "boots"
+    settings = ["--set", *SMALL, "layers=relu1_2"]
+    run("train.py", "--data", boots, "--out", folder, "--device", "cpu", "--steps", 150, *settings)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def old(model: Path) -> Detector:
+    return pad.load(model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def trousers(fashion: Path) -> Path:
+    """A plain folder of 20 images of another kind."""
+    return fashion / "test" / "trouser"
+
+
+def fine_tune(model: Path, data: Path, out: Path, *more: object, status: int = 0) -> str:
+    start = () if "--resume" in more else ("--from", model)
+    done = run("train.py", "--data", data, "--out", out, "--device", "cpu", *start, *more, status=status)
+    return done.stdout + done.stderr
+
+
+def test_mixed_latents_keep_mean_and_covariance() -> None:
+    random = torch.Generator().manual_seed(0)
+    covariance = torch.tensor([[1.0, 0.6], [0.6, 1.0]])
+    latents = torch.randn(4000, 2, generator=random) @ torch.linalg.cholesky(covariance).T
+    mixed = mix(latents[:, :, None, None], 20000, random).flatten(1)
+    assert mixed.mean(0).abs().max() < 0.05
+    assert torch.allclose(torch.cov(mixed.T), covariance, atol=0.06)
+
+
+def test_kept_latents_are_few_and_spread_over_the_scores() -> None:
+    latents = torch.arange(1000.0)[:, None].expand(-1, 128)
+    kept = kept_latents(latents, -torch.arange(1000.0))
+    assert len(kept) == 128  # 16,384 numbers
+    values = [row[0] for row in kept]
+    assert values[0] == 999
+    assert values[-1] == 0
+    assert np.abs(np.diff(values)).max() <= 9
+    assert len(kept_latents(latents[:3, :2], torch.zeros(3))) == 3
+
+
+def test_mixed_images_come_in_the_order_asked_for() -> None:
+    new, old_images = torch.full((3, 1, 2, 2), 0.25), torch.full((2, 1, 2, 2), -0.5)
+    mixed = MixedImages(MemoryImages(new), old_images)
+    assert len(mixed) == 5
+    assert mixed.batch(torch.tensor([3, 0, 4, 1]))[:, 0, 0, 0].tolist() == [-0.5, 0.25, -0.5, 0.25]
+    assert mixed.batch(torch.tensor([1])).shape == (1, 1, 2, 2)
+
+
+def test_a_model_replays_what_it_calls_normal(old: Detector) -> None:
+    latents = stored_latents(old)
+    assert latents is not None
+    assert latents.shape == (50, 8, 1, 1)
+    replay = make_replay(old, 30)
+    assert replay.generated
+    assert replay.training.shape == (30, 1, 32, 32)
+    assert torch.equal(replay.held_out, generate(old, latents))
+    assert torch.equal(replay.training, make_replay(old, 30).training)
+    # Its own images lie nearer to what it can make than real ones do.
+    assert old.calibration is not None
+    assert np.median(old.score(replay.training)) < np.median(old.calibration.scores)
+
+
+def test_a_model_that_kept_no_latents_replays_the_prior(model: Path) -> None:
+    detector = pad.load(model, device="cpu")
+    assert detector.calibration is not None
+    del detector.calibration.extra["replay"]
+    replay = make_replay(detector, 12)
+    assert "prior" in replay.source
+    assert replay.training.shape == (12, 1, 32, 32)
+    detector.calibration.extra["replay"] = [[1.0, 2.0]]
+    with pytest.raises(PadError, match="'replay' must hold lists of 8 finite numbers"):
+        make_replay(detector, 12)
+
+
+def test_fine_tuning_learns_the_new_and_keeps_the_old(
+    model: Path, old: Detector, trousers: Path, fashion: Path, tmp_path: Path
+) -> None:
+    text = fine_tune(model, trousers, tmp_path / "with", "--steps", 60)
+    fine_tune(model, trousers, tmp_path / "without", "--steps", 60, "--replay", "none")
+    kept, forgot = (pad.load(tmp_path / name, device="cpu") for name in ("with", "without"))
+    real_old = [*(fashion / "test" / "normal").glob("*.png")]
+    before, with_replay, without = (d.score(real_old).mean() for d in (old, kept, forgot))
+    assert with_replay - before < 0.5 * (without - before)
+    _, held_out = split_images(resolve([str(trousers)], "train"), kept.config)
+    assert kept.score(held_out).mean() < 0.8 * old.score(held_out).mean()
+    # The table, and the same numbers in the model's own record
+    quality = yaml.safe_load((tmp_path / "with" / "model" / "config.yaml").read_text())["fine_tuning"][
+        "quality"
+    ]
+    assert "old normal, generated" in text
+    assert quality["new"]["images"] == len(held_out)
+    assert quality["new"]["before"]["flagged"] > 0.8
+    assert f"{quality['old']['after']['mean_score']:8.3f}" in text
+    assert "an estimate" in text
+    assert "an estimate" in (tmp_path / "with" / "model" / "README.md").read_text()
+
+
+def test_mu_and_sigma_stay(model: Path, trousers: Path, tmp_path: Path) -> None:
+    fine_tune(model, trousers, tmp_path / "run", "--steps", 2)
+    ours, theirs = (
+        pad.load(path, device="cpu").similarity.state_dict() for path in (tmp_path / "run", model)
+    )
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_calibration_covers_both(
+    model: Path, old: Detector, trousers: Path, boots: Path, tmp_path: Path
+) -> None:
+    text = fine_tune(model, trousers, tmp_path / "images", "--steps", 2, "--replay", boots)
+    assert "old normal, held out" in text
+    assert "estimate" not in text
+    tuned = pad.load(tmp_path / "images", device="cpu")
+    assert tuned.calibration is not None
+    assert tuned.calibration.extra["old_normal"] == "measured"
+    assert len(tuned.calibration) == 10 + 50  # held out of 20 trousers, and of 120 boots
+    fine_tune(model, trousers, tmp_path / "own", "--steps", 2)
+    content = json.loads((tmp_path / "own" / "model" / "calibration.json").read_text())
+    assert content["extra"]["old_normal"] == "estimated"
+    assert len(content["scores"]) == 10 + 50
+    assert len(content["extra"]["replay"]) == 5 + 25  # the next fine-tuning replays both
+
+
+def test_a_killed_fine_tuning_goes_on_as_if_it_had_not_stopped(
+    model: Path, trousers: Path, tmp_path: Path
+) -> None:
+    settings = ("--steps", 8, "--set", "checkpoint_every=4")
+    fine_tune(model, trousers, tmp_path / "whole", *settings)
+    fine_tune(model, trousers, tmp_path / "halves", *settings)
+    for path in [*(tmp_path / "halves" / "checkpoints").glob("*8.pt")]:
+        path.unlink()
+    fine_tune(model, trousers, tmp_path / "halves", "--resume")
+    a, b = (tmp_path / name / "model" / "model.safetensors" for name in ("whole", "halves"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_refused(model: Path, boots: Path, trousers: Path, photographs: Path, tmp_path: Path) -> None:
+    assert (
+        "--replay goes with --from"
+        in run("train.py", "--data", boots, "--out", tmp_path / "a", "--replay", boots, status=2).stderr
+    )
+    assert "size 32 and cannot go on with 64" in fine_tune(
+        model, trousers, tmp_path / "b", "--set", "size=64", status=2
+    )
+    assert "channels 1 and cannot go on with 3" in fine_tune(
+        model, trousers, tmp_path / "c", "--set", "channels=3", status=2
+    )
+    assert "no images" in fine_tune(model, trousers, tmp_path / "d", "--replay", tmp_path, status=2)
+
+
+def test_compare_without_replay_or_calibration(model: Path, old: Detector, trousers: Path) -> None:
+    images = resolve([str(trousers)], "train")
+    plain = pad.load(model, device="cpu")
+    plain.calibration = None
+    quality = compare(plain, old, None, images)
+    assert set(quality) == {"new"}
+    assert "flagged" not in quality["new"]["before"]
+    assert quality["new"]["after"]["mean_score"] == pytest.approx(old.score(images).mean(), abs=1e-5)
+    assert len(format_quality(quality, False).splitlines()) == 3
+
+
+def test_replaying_images_holds_some_back(boots: Path, old: Detector) -> None:
+    images = resolve([str(boots)], "train")
+    replay = make_replay(old, 30, images)
+    assert (len(replay.training), len(replay.held_out), replay.generated) == (30, 50, False)
+    source, _ = load_images(images, old.config)
+    every = source.batch(torch.arange(120)).flatten(1)
+    where = [int((every - x.flatten()).abs().sum(1).argmin()) for x in [*replay.training, *replay.held_out]]
+    assert len(set(where)) == 80

@@ -1,0 +1,162 @@
+"""Building a zoo model through the command: a tiny real one, and what is written of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from test_cli import SMALL
+
+import pad
+from pad.cli import main
+from pad.data import resolve
+from pad.errors import PadError
+from pad.evaluation import summarize
+from pad.results import make_row
+from pad.zoo_build import read_entries, write_samples
+from pad.zoo_commands import verify_model
+from pad.zooindex import read_index, zoo_folder
+
+NAME = "tiny/boots"
+
+
+def build(root: Path, runs: Path, name: str = NAME) -> int:
+    return main(["zoo", "build", name, "--root", str(root), "--runs", str(runs), "--device", "cpu"])
+
+
+def write_table(root: Path, fashion: Path, **changes: object) -> None:
+    entry = {"title": "Boots", "data": str(fashion), "train": ["--steps", "20", "--set", *SMALL], **changes}
+    group = {"licence": "mit", "about": "Some boots.", "limits": ["It is tiny."]}
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "models.yaml").write_text(yaml.safe_dump({"groups": {"tiny": group}, "models": {NAME: entry}}))
+
+
+@pytest.fixture(scope="module")
+def built(fashion: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The zoo with one model in it, and the folder of its run."""
+    root, runs = tmp_path_factory.mktemp("zoo"), tmp_path_factory.mktemp("runs")
+    write_table(root, fashion)
+    assert build(root, runs) == 0
+    return root, runs
+
+
+def test_the_model_verifies_and_is_in_the_index(built: tuple[Path, Path]) -> None:
+    root, _ = built
+    assert "12 images score as recorded" in verify_model(NAME, root)
+    entry = read_index(root)[NAME]
+    assert (entry.title, entry.licence, entry.images, entry.size) == ("Boots", "mit", 70, 32)
+    files = {name.partition("/")[0] for name in entry.files}
+    assert files == {"model.safetensors", "config.yaml", "calibration.json", "README.md", "card.png",
+                     "samples", "summary.json", "verify.json"}  # fmt: skip
+    assert not [path for path in root.iterdir() if path.name.startswith(".")]
+
+
+def test_its_numbers_come_from_the_evaluation(built: tuple[Path, Path], fashion: Path) -> None:
+    root, _ = built
+    detector = pad.load(root / NAME, device="cpu")
+    images = resolve([str(fashion)], "evaluate")
+    rows = [
+        make_row(sample.name, float(score), detector.calibration, 0.05, "", sample.anomalous, sample.kind)
+        for sample, score in zip(images.samples, detector.score(images), strict=True)
+    ]
+    expected = summarize(rows, detector.calibration, 0.05)
+    summary = json.loads((root / NAME / "summary.json").read_text())
+    assert summary["counts"] == expected["counts"]
+    assert summary["roc_auc"] == pytest.approx(expected["roc_auc"])
+    assert read_index(root)[NAME].roc_auc == summary["roc_auc"]
+    normal = [row.p_value for row in rows if row.anomalous is False]
+    assert summary["false_alarm_check"]["0.2"]["value"] == np.mean(
+        [p <= 0.2 for p in normal if p is not None]
+    )
+    card = (root / NAME / "README.md").read_text()
+    assert f"| ROC AUC | {summary['roc_auc']['value']:.4f} |" in card
+    for kind, of in summary["kinds"].items():
+        assert f"| {kind} | {of['images']} |" in card
+    _, front, body = card.split("---\n", 2)
+    results = yaml.safe_load(front)["model-index"][0]["results"]
+    assert results[0]["metrics"][0]["value"] == round(summary["roc_auc"]["value"], 4)
+    assert "python evaluate.py zoo:tiny/boots" in body
+    assert "--steps 20" in body
+    assert "- It is tiny." in body
+
+
+def test_samples_and_picture(built: tuple[Path, Path], fashion: Path) -> None:
+    folder = built[0] / NAME
+    samples = resolve([str(folder / "samples")], "evaluate")
+    assert [sum(s.anomalous is label for s in samples.samples) for label in (False, True)] == [6, 6]
+    originals = {path.name: path for path in (fashion / "test").rglob("*.png")}
+    for path in (folder / "samples").rglob("*.png"):
+        with Image.open(path) as ours, Image.open(originals[path.name]) as theirs:
+            assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+    with Image.open(folder / "card.png") as picture:
+        assert picture.width > 600
+        assert np.asarray(picture).std() > 10
+
+
+def test_a_finished_run_is_taken_as_it_is(built: tuple[Path, Path], tmp_path: Path) -> None:
+    root, runs = built
+    before = (runs / "boots" / "model" / "model.safetensors").stat().st_mtime_ns
+    other = tmp_path / "zoo"
+    other.mkdir()
+    shutil.copy(root / "models.yaml", other)
+    assert build(other, runs) == 0
+    assert (runs / "boots" / "model" / "model.safetensors").stat().st_mtime_ns == before
+    same = [(place / NAME / "model.safetensors").read_bytes() for place in (root, other)]
+    assert same[0] == same[1]
+
+
+def test_a_run_of_other_settings_or_images_is_refused(
+    built: tuple[Path, Path], fashion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, runs = built
+    write_table(tmp_path, fashion, train=["--steps", "21", "--set", *SMALL])
+    assert build(tmp_path, runs) == 2
+    assert "was trained with steps=20, tiny/boots takes 21: name another" in capsys.readouterr().err
+    fewer = tmp_path / "fewer"
+    shutil.copytree(fashion, fewer)
+    next((fewer / "train" / "ankle-boot").glob("*.png")).unlink()
+    write_table(tmp_path, fewer)
+    assert build(tmp_path, runs) == 2
+    assert "was trained on other images" in capsys.readouterr().err
+
+
+def test_what_cannot_be_built_is_said_in_one_line(
+    tmp_path: Path, fashion: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build(tmp_path, tmp_path, "fashion-mnist/sneker") == 2
+    assert "did you mean 'fashion-mnist/sneaker'?" in capsys.readouterr().err
+    write_table(tmp_path, fashion, data=str(tmp_path / "gone"), prepare="python make.py")
+    assert build(tmp_path, tmp_path) == 2
+    assert "make it with: python make.py" in capsys.readouterr().err
+    (tmp_path / "models.yaml").write_text("models: {tiny/boots: {title: x}}")
+    with pytest.raises(PadError, match="an entry is not as the head of the file says"):
+        read_entries(tmp_path)
+
+
+def test_samples_are_spread_over_the_kinds(fashion: Path, tmp_path: Path) -> None:
+    names = write_samples(resolve([str(fashion)], "evaluate"), tmp_path)
+    kinds = [name.split("/")[1] for name in names]
+    assert kinds[:6] == ["normal"] * 6
+    assert max(kinds[6:].count(kind) for kind in set(kinds[6:])) == -(-6 // len(set(kinds[6:])))
+
+
+# What is shipped
+
+
+def test_every_shipped_model_is_in_the_table() -> None:
+    assert set(read_index()) <= set(read_entries())
+
+
+def test_the_zoo_is_small() -> None:
+    files = [path for path in zoo_folder().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 25e6
+
+
+@pytest.mark.parametrize("name", list(read_index()))
+def test_every_shipped_model_verifies(name: str) -> None:
+    assert "images score as recorded" in verify_model(name)
