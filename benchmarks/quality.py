@@ -218,12 +218,12 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     each seed that has every class, and its deviation is that of these means.
     """
     summary: dict[str, dict[str, Any]] = {}
+    labels = sorted({result["class"] for result in results})
     for method in dict.fromkeys(result["method"] for result in results):
         table: dict[int, dict[int, float]] = {}
         for result in results:
             if result["method"] == method:
                 table.setdefault(result["seed"], {})[result["class"]] = result["roc_auc"]["value"]
-        labels = sorted({label for row in table.values() for label in row})
         whole = [float(np.mean(list(row.values()))) for row in table.values() if len(row) == len(labels)]
         per_class = {str(k): _spread([row[k] for row in table.values() if k in row]) for k in labels}
         summary[method] = {"classes": per_class, "mean": _spread(whole)}
@@ -263,7 +263,8 @@ def remarks(summary: dict[str, dict[str, Any]], names: dict[int, str]) -> str:
     if not {"pad", "knn"} <= summary.keys():
         return ""
     ours, theirs = summary["pad"]["classes"], summary["knn"]["classes"]
-    behind = [names[int(k)] for k in theirs if k in ours and ours[k]["value"] < theirs[k]["value"]]
+    pairs = {k: (ours.get(k, {}).get("value"), knn["value"]) for k, knn in theirs.items()}
+    behind = [names[int(k)] for k, (a, b) in pairs.items() if a is not None and b is not None and a < b]
     return f"Behind kNN on pixels: {', '.join(behind) or 'no class'}."
 
 
