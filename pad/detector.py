@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pad.calibration import Calibration
 from pad.config import Config, from_mapping, to_mapping
@@ -83,10 +85,17 @@ class Detector:
             return self.similarity.compare(reference, nearest).float().cpu()
 
     def anomaly_map(self, x: Tensor) -> Tensor:
-        """Where the image differs, (n, size, size) float32 >= 0; the mean over its pixels is the score."""
+        """Where the image differs, (n, size, size) float32 >= 0; the mean over its pixels is the score.
+
+        It is smoothed over a sixteenth of the image: what matters is the region, not the sharpest pixel.
+        """
         reference, nearest = self._nearest(x.to(self.device))
+        return self._map(reference, nearest)
+
+    def _map(self, reference: Any, nearest: Tensor) -> Tensor:
         with torch.no_grad(), self._autocast():
-            return self.similarity.map(reference, nearest, self.config.size).float().cpu()
+            raw = self.similarity.map(reference, nearest, self.config.size)
+        return smooth(raw.float().cpu(), self.config.size / 16)
 
     def examine(self, x: Tensor) -> Examined:
         """Scores, nearest normal images, anomaly maps and latents in one go, the same as one by one."""
@@ -94,7 +103,7 @@ class Detector:
         reference, nearest = self._nearest(x)
         with torch.no_grad(), self._autocast():
             scores = self.similarity.compare(reference, nearest).float().cpu()
-            maps = self.similarity.map(reference, nearest, self.config.size).float().cpu()
+        maps = self._map(reference, nearest)
         return Examined(scores, nearest.clamp(-1, 1).cpu(), maps, self.encode(x))
 
     def _nearest(self, x: Tensor) -> tuple[Any, Tensor]:
@@ -249,6 +258,20 @@ class Detector:
         )
         card = {k: v for k, v in files.config.items() if k not in ("format", "recipe", "backbone")}
         return cls(config, networks, similarity, pick_device(device), calibration or None, card)
+
+
+def smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Maps (n, h, w) blurred by a Gaussian of deviation `sigma` pixels; each keeps its mean.
+
+    Beyond the border lies zero, so that an edge that runs off the image counts less than a region inside it.
+    """
+    radius = math.ceil(3 * sigma)
+    line = torch.exp(-torch.arange(-radius, radius + 1, dtype=maps.dtype).square() / (2 * sigma**2))
+    line = line / line.sum()
+    blurred = functional.conv2d(maps[:, None], line.view(1, 1, -1, 1), padding=(radius, 0))
+    blurred = functional.conv2d(blurred, line.view(1, 1, 1, -1), padding=(0, radius))[:, 0]
+    means = blurred.mean((1, 2), keepdim=True).clamp_min(1e-12)
+    return blurred * (maps.mean((1, 2), keepdim=True) / means)
 
 
 def _statistics(similarity: Similarity) -> dict[str, Tensor]:

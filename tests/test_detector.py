@@ -10,6 +10,7 @@ from PIL import Image
 import pad
 from pad.config import Config
 from pad.data import load_all, resolve
+from pad.detector import smooth
 from pad.errors import PadError
 
 SMALL = {
@@ -154,3 +155,12 @@ def test_a_model_of_other_backbone_weights_is_refused(detector: pad.Detector, tm
     config.write_text(config.read_text().replace(fingerprint, "0" * 16))
     with pytest.raises(PadError, match="other weights of the backbone"):
         pad.load(tmp_path / "model")
+
+
+def test_smoothing_against_scipy() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    maps = torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(0))
+    for ours, raw in zip(smooth(maps, 2.0).numpy(), maps.numpy(), strict=True):
+        theirs = gaussian_filter(raw, 2.0, mode="constant", truncate=3.0)
+        np.testing.assert_allclose(ours, theirs * raw.mean() / theirs.mean(), rtol=1e-4)
