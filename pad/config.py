@@ -44,7 +44,7 @@ class Config:
     backbone: str = "vgg16-st"
     backbone_weights: str | None = None  # a local file instead of a download (vgg16, vgg19)
     layers: Mapping[str, float] = field(
-        default_factory=lambda: {"relu1_2": 1.0, "relu2_2": 1.0}
+        default_factory=lambda: {"relu2_1": 1.0, "relu3_1": 1.0}
     )  # layer: weight
     standardize: str = "sigma"  # divide features by "sigma" (the paper) or "variance" (its public code)
     sigma_floor: float = 0.3  # least sigma of a channel, as a share of its root mean square over channels
