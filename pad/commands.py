@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from pad.visuals import Visuals
 
 SHOWN = 10  # rows on the terminal
+FINE_TUNING_SHARE = (
+    0.15  # of the steps of the model it starts from: with all around them, a fifth of its time
+)
 FREE_ON_RESUME = ("steps", "log_every", "sample_every", "checkpoint_every", "tensorboard")
 
 
@@ -127,7 +130,8 @@ def _fresh_config(
 ) -> Config:
     if start is None:
         return build_config(name, settings, images)
-    values = {**to_mapping(start.config), "steps": max(1, start.config.steps // 5)}
+    steps = max(1, round(FINE_TUNING_SHARE * start.config.steps))
+    values = {**to_mapping(start.config), "steps": steps}
     return from_mapping({**values, **(load_recipe(name) if name else {}), **settings})
 
 
