@@ -31,7 +31,7 @@ def model_card(detector: Detector) -> str:
         )
     if detector.calibration is not None and detector.calibration.extra.get("old_normal") == "estimated":
         rows["calibrated on"] += (
-            "; the old model's scores, scaled, stand for its old normal: there the rate is an estimate"
+            "; the old model's scores stand for its old normal: there the rate is an estimate"
         )
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (

@@ -10,9 +10,9 @@ Where they come from:
 Calibration after fine-tuning: new held-out normal images have their own scores. With a folder, a part of it
 is held out as well, and the promise on false alarms holds for old and new images in the proportion of the
 calibration set. From the model alone, the scores of the old calibration images are known only under the old
-model: they are multiplied by how much the scores of generated images have grown. For new normal images the
-promise then still holds wherever that leaves the threshold higher; for old ones it is an estimate, and the
-model's card says so.
+model: they are taken as they were, or multiplied by how much the scores of generated images have grown, if
+these have (that they fall says nothing: those of the old generator are easy to learn). So for the old normal,
+and for the mixture, the rate is an estimate, and the model's card says so.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def calibrate_both(detector: Detector, old: Detector, replay: Replay) -> Calibra
     assert new is not None
     after = detector.score(replay.held_out).astype(np.float64)
     if replay.generated:
-        growth = after.mean() / old.score(replay.held_out).astype(np.float64).mean()
+        growth = max(1.0, after.mean() / old.score(replay.held_out).astype(np.float64).mean())
         known = old.calibration.scores * growth if old.calibration else after
     else:
         known = after

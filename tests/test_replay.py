@@ -154,6 +154,10 @@ def test_calibration_covers_both(
     content = json.loads((tmp_path / "own" / "model" / "calibration.json").read_text())
     assert content["extra"]["old_normal"] == "estimated"
     assert len(content["scores"]) == 10 + 50
+    assert old.calibration is not None
+    # Of the 50 old scores none is taken as lower than it was.
+    assert sum(s >= old.calibration.scores[0] - 1e-6 for s in content["scores"]) >= 50
+    assert max(content["scores"]) >= old.calibration.scores[-1] - 1e-6
     assert len(content["extra"]["replay"]) == 5 + 25  # the next fine-tuning replays both
 
 
