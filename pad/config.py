@@ -43,16 +43,14 @@ class Config:
     similarity: str = "relative-perceptual-l1"
     backbone: str = "vgg16-st"
     backbone_weights: str | None = None  # a local file instead of a download (vgg16, vgg19)
-    layers: Mapping[str, float] = field(
-        default_factory=lambda: {"relu2_1": 1.0, "relu3_1": 1.0}
-    )  # layer: weight
+    layers: Mapping[str, float] = field(default_factory=lambda: {"relu3_1": 1.0})  # layer: weight
     standardize: str = "sigma"  # divide features by "sigma" (the paper) or "variance" (its public code)
     sigma_floor: float = 0.3  # least sigma of a channel, as a share of its root mean square over channels
     backbone_size: int | None = None  # resize images to this side for the backbone; None: as they are
     statistics: str = "normal"  # where mu and sigma come from: "normal" training images, or a folder
 
     # Training
-    steps: int = 1000  # of E and G
+    steps: int = 1500  # of E and G
     batch_size: int = 64
     learning_rate: float = 2e-3  # of E and G
     critic_learning_rate: float = 2e-3
