@@ -15,7 +15,8 @@ from PIL import Image
 
 import pad
 from pad.data import resolve
-from pad.explain import displayable, seen_box
+from pad.explain import displayable
+from pad.geometry import seen_box
 
 KINDS = ("noise", "checkerboard", "inverted")
 

@@ -21,8 +21,8 @@ BACKBONES = ("vgg16-st", "vgg16", "vgg19")
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a recipe. The defaults are those of `zoo/configs/default.yaml`'s absence: the
-    fast recipe at 32x32 grey; the paper's own are in the named recipes `paper-*`."""
+    """All settings of a recipe. The defaults are the quick recipe at 32x32 grey; `zoo/configs/` holds the
+    named ones: `folder`, which looks at the images, and the paper's own."""
 
     # Images
     size: int = 32  # side of the square images that the networks see, in pixels

@@ -80,7 +80,7 @@ class Detector:
 
     def score_batch(self, x: Tensor) -> Tensor:
         """A(x), (n,) float32 on the CPU."""
-        reference, nearest = self._nearest(x.to(self.device))
+        reference, nearest, _ = self._nearest(x.to(self.device))
         with torch.no_grad(), self._autocast():
             return self.similarity.compare(reference, nearest).float().cpu()
 
@@ -89,7 +89,7 @@ class Detector:
 
         It is smoothed over a sixteenth of the image: what matters is the region, not the sharpest pixel.
         """
-        reference, nearest = self._nearest(x.to(self.device))
+        reference, nearest, _ = self._nearest(x.to(self.device))
         return self._map(reference, nearest)
 
     def _map(self, reference: Any, nearest: Tensor) -> Tensor:
@@ -99,22 +99,20 @@ class Detector:
 
     def examine(self, x: Tensor) -> Examined:
         """Scores, nearest normal images, anomaly maps and latents in one go, the same as one by one."""
-        x = x.to(self.device)
-        reference, nearest = self._nearest(x)
+        reference, nearest, latents = self._nearest(x.to(self.device))
         with torch.no_grad(), self._autocast():
             scores = self.similarity.compare(reference, nearest).float().cpu()
         maps = self._map(reference, nearest)
-        return Examined(scores, nearest.clamp(-1, 1).cpu(), maps, self.encode(x))
+        return Examined(scores, nearest.clamp(-1, 1).cpu(), maps, latents.flatten(1).cpu())
 
-    def _nearest(self, x: Tensor) -> tuple[Any, Tensor]:
-        """What the similarity needs of x, and G(z) for z = E(x), refined if the recipe says so."""
+    def _nearest(self, x: Tensor) -> tuple[Any, Tensor, Tensor]:
+        """What the similarity needs of x; G(z) for z = E(x), refined if the recipe says so; and E(x)."""
         with torch.no_grad(), self._autocast():
             reference = self.similarity.prepare(x)
-            z = self.networks["encoder"](x).float()
-        if self.config.refine_steps:
-            z = self._refine(reference, z)
+            latents = self.networks["encoder"](x).float()
+        z = self._refine(reference, latents) if self.config.refine_steps else latents
         with torch.no_grad(), self._autocast():
-            return reference, self.networks["generator"](z).float()
+            return reference, self.networks["generator"](z).float(), latents
 
     def _refine(self, reference: Any, z: Tensor) -> Tensor:
         """Gradient steps on z from E(x) towards the closest generated image, argmin_z rho(x, G(z))."""

@@ -21,13 +21,13 @@ from PIL import Image, ImageDraw, ImageFont
 from pad.config import Config
 from pad.errors import PadError
 from pad.files import atomic
+from pad.geometry import Box, seen_box
 
 if TYPE_CHECKING:
     from pad.calibration import Calibration
     from pad.detector import Detector
 
 BATCH_SIZE = 16  # images explained at a time: they are held at their own resolution
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom excluded
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _VERDICT_COLOURS = {"anomaly": (179, 38, 30), "normal": (20, 108, 67), "": (84, 90, 97)}
@@ -182,16 +182,6 @@ def scale_of(calibration: Calibration | None) -> MapScale | None:
     if calibration is None or "map_scale" not in calibration.extra:
         return None
     return MapScale.from_dict(calibration.extra["map_scale"])
-
-
-def seen_box(width: int, height: int, crop: int | None, fit: str) -> Box:
-    """The part of a picture of `width` x `height` pixels that the model sees: its centre, at most `crop`
-    pixels in each direction (None: no limit), and of that the largest square if `fit` is "crop"."""
-    w, h = (width, height) if crop is None else (min(width, crop), min(height, crop))
-    if fit == "crop":
-        w = h = min(w, h)
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
 
 
 def align_map(anomaly_map: NDArray[np.float32], size: tuple[int, int], box: Box) -> NDArray[np.float32]:

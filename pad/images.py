@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from pad.config import Config
 from pad.errors import PadError
+from pad.geometry import seen_box
 
 # The decoders that may run on a user's files; Pillow's others (EPS, which starts Ghostscript, for one) may
 # not.
@@ -131,15 +132,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _crop(image: Image.Image, config: Config) -> Image.Image:
-    width, height = image.size
-    if config.crop is not None:
-        width, height = min(width, config.crop), min(height, config.crop)
-    if config.fit == "crop":
-        width = height = min(width, height)
-    if (width, height) == image.size:
-        return image
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    box = seen_box(*image.size, config.crop, config.fit)
+    return image if box == (0, 0, *image.size) else image.crop(box)
 
 
 def _planes(image: Image.Image, channels: int) -> tuple[torch.Tensor, float]:

@@ -26,8 +26,9 @@ from PIL import Image
 from pad.calibration import Calibration
 from pad.config import Config
 from pad.errors import PadError
-from pad.explain import Box, MapScale, displayable, panels, seen_box, to_picture
+from pad.explain import MapScale, displayable, panels, to_picture
 from pad.files import atomic
+from pad.geometry import Box, seen_box
 from pad.results import Row
 
 # Side in pixels and WebP quality of a thumbnail (three pictures in one strip), until one fits the budget:

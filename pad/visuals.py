@@ -12,7 +12,8 @@ from PIL import Image
 
 from pad.data import ImageSet
 from pad.detector import Detector, Examined
-from pad.explain import align_map, make_explanation, scale_of, seen_box, to_picture, write_explanation
+from pad.explain import align_map, make_explanation, scale_of, to_picture, write_explanation
+from pad.geometry import seen_box
 from pad.images import ImageError, read_image
 from pad.metrics import PixelMetrics
 from pad.report import ReportWriter

@@ -29,20 +29,25 @@ def test_penalty_is_taken_between_real_and_fake_per_sample() -> None:
 
 
 def test_penalty_second_derivatives() -> None:
+    """The gradient that trains a critic against that of the formula, itself checked by finite differences."""
     torch.manual_seed(0)
     w1 = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     w2 = torch.randn(4, dtype=torch.float64, requires_grad=True)
     real, fake = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    alpha = torch.rand(5, 1, generator=torch.Generator().manual_seed(3)).double()
 
-    def penalty(w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
-        critic = lambda x: torch.tanh(x @ w1.T) @ w2  # noqa: E731
+    def formula(w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
         # Training takes norms in single precision; finite differences need the whole in double.
-        alpha = torch.full((5, 1), 0.3, dtype=torch.float64)
         h = (alpha * real + (1 - alpha) * fake).requires_grad_(True)
-        (g,) = torch.autograd.grad(critic(h).sum(), h, create_graph=True)
+        (g,) = torch.autograd.grad((torch.tanh(h @ w1.T) @ w2).sum(), h, create_graph=True)
         return (g.square().sum(1).sqrt() - 1).square().mean()
 
-    assert torch.autograd.gradcheck(penalty, (w1, w2))
+    assert torch.autograd.gradcheck(formula, (w1, w2))
+    ours = gradient_penalty(lambda x: torch.tanh(x @ w1.T) @ w2, real, fake, torch.Generator().manual_seed(3))
+    for found, expected in zip(
+        torch.autograd.grad(ours, (w1, w2)), torch.autograd.grad(formula(w1, w2), (w1, w2)), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_critic_loss_and_adversarial_loss_against_numpy() -> None:
