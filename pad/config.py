@@ -50,7 +50,7 @@ class Config:
     statistics: str = "normal"  # where mu and sigma come from: "normal" training images, or a folder
 
     # Training
-    steps: int = 1500  # of E and G
+    steps: int = 500  # of E and G
     batch_size: int = 64
     learning_rate: float = 2e-3  # of E and G
     critic_learning_rate: float = 2e-3
@@ -77,6 +77,7 @@ class Config:
     compile: bool = False  # torch.compile the networks
 
     # Scoring and calibration
+    feature_weights: bool = True  # weigh features by how well normal images are reconstructed there
     refine_steps: int = 0  # gradient steps on z from E(x) towards the closest generated image
     refine_rate: float = 0.05  # their step size, in standard deviations of the prior
     calibration_fraction: float = 0.2  # of the normal images, never trained on

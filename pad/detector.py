@@ -1,4 +1,5 @@
-"""The detector: A(x) = rho(x, G(E(x))), higher is more anomalous (arXiv:1909.05904, section 3.2).
+"""The detector: A(x) = rho(x, G(E(x))), higher is more anomalous (arXiv:1909.05904, section 3.2); rho weighs
+features by how well normal images are reconstructed there (pad/perceptual.py), unless the recipe says not to.
 
 `pad.load(MODEL)` gives one that is trained, `pad.fit(images)` trains one.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,6 +126,20 @@ class Detector:
             (z.grad,) = torch.autograd.grad(distance, z)
             optimizer.step()
         return z.detach()
+
+    def fit_weights(self, batches: Iterable[Tensor]) -> None:
+        """Sets the weights of the features from batches of the images that were trained on; they are to be
+        set before `calibrate`. Without weights in the recipe, or features, it does nothing."""
+        if not self.config.feature_weights or not isinstance(self.similarity, RelativePerceptualL1):
+            return
+
+        def differences(similarity: RelativePerceptualL1) -> Iterator[list[Tensor]]:
+            for x in batches:
+                reference, nearest, _ = self._nearest(x.to(self.device))
+                with torch.no_grad(), self._autocast():
+                    yield similarity.differences(reference, nearest)
+
+        self.similarity.fit_weights(differences(self.similarity))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)

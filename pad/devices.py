@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import sys
+
 import torch
 
 from pad.errors import PadError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h; 32 MiB is the largest threshold for the latter
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -22,7 +28,24 @@ def pick_device(name: str = "auto") -> torch.device:
         raise PadError(f"--device takes auto, cpu, cuda or mps, not '{name}'")
     if not present[kind]:
         raise PadError(f"--device {name}: this machine has none that torch can use; try --device auto")
+    if kind == "cpu":
+        keep_freed_memory()
     return torch.device(name)
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Lets the C library keep the memory of freed activations for the next ones.
+
+    By default glibc returns every large buffer to the system when it is freed, and the next layer pays for
+    the same pages again: about a quarter of a training step or of scoring on a CPU. Elsewhere a no-op.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        for parameter, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 512 << 20)):
+            mallopt(parameter, value)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

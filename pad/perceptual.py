@@ -4,6 +4,11 @@
 
 f is the response of a pretrained VGG layer, mu and sigma its mean and deviation per channel over a set of
 images. Dividing by the input's own feature norm makes rho robust to contrast.
+
+As the score of a trained model, each feature i (a channel at a place) is weighted by how well the model
+reconstructs it on normal images, which is this package's addition:
+
+    w_i = c / (r_i + 0.3 mean(r)),    r_i^2 = E[(f^_i(x) - f^_i(G(E(x))))^2],    c such that mean(w) = 1
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ _VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 _VGG19 = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of torchvision's weights, in [0, 1]
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+_WEIGHT_FLOOR = 0.3  # least residual of a feature, as a share of the mean over features
 
 
 class Backbone(nn.Module):
@@ -82,6 +88,10 @@ class Backbone(nn.Module):
     def convolution(self, layer: str) -> nn.Conv2d:
         """The convolution before a ReLU."""
         return cast(nn.Conv2d, self.convolutions[layer])
+
+    def side(self, layer: str, size: int) -> int:
+        """Side of a layer's feature map for square images of side `size`."""
+        return size >> (int(layer[4]) - 1)
 
     def train(self, mode: bool = True) -> Backbone:
         """Frozen: always in evaluation mode."""
@@ -196,6 +206,8 @@ class RelativePerceptualL1(nn.Module):
         sigma_floor: the least sigma, as a share of the root mean square of sigma over the channels. Normal
             images of one kind leave many channels almost silent; divided by their own tiny sigma, those would
             drown the others. (Over a large set of photographs, as in the paper, no channel is silent.)
+        weighted_size: side of the images if features can be weighted (`fit_weights`); until then all weights
+            are 1. None: never weighted, as in the paper.
 
     Images are (n, 1 or 3, h, w) in [-1, 1]. Higher is more different; 0 for equal images.
     """
@@ -206,14 +218,18 @@ class RelativePerceptualL1(nn.Module):
         layers: Mapping[str, float],
         standardize: str = "sigma",
         sigma_floor: float = 0.3,
+        weighted_size: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.layers = dict(layers)
         self.power = 1 if standardize == "sigma" else 2
+        seen = weighted_size and (backbone.size or weighted_size)  # side of the images that the backbone sees
         self.statistics = nn.ModuleDict(
             {
-                name: ChannelStatistics(backbone.convolution(name).out_channels, sigma_floor)
+                name: LayerStatistics(
+                    backbone.convolution(name).out_channels, sigma_floor, seen and backbone.side(name, seen)
+                )
                 for name in self.layers
             }
         )
@@ -231,26 +247,38 @@ class RelativePerceptualL1(nn.Module):
         """f^(x) of each layer: what `compare` needs of the first image, to compute it once."""
         return self.standardize(self.features(x))
 
+    def differences(self, reference: Sequence[Tensor], y: Tensor) -> list[Tensor]:
+        """f^(x) - f^(y) of each layer, (n, c, h', w')."""
+        return [f_x - f_y for f_x, f_y in zip(reference, self.prepare(y), strict=True)]
+
+    def weighted(self, reference: Sequence[Tensor], y: Tensor) -> list[Tensor]:
+        """w |f^(x) - f^(y)| of each layer, (n, c, h', w')."""
+        differences = zip(self.layers, self.differences(reference, y), strict=True)
+        return [self.of(name).weigh(difference.abs()) for name, difference in differences]
+
     def compare(self, reference: Sequence[Tensor], y: Tensor) -> Tensor:
         """rho of prepared x and of images y, (n,)."""
         total = torch.zeros(len(y), device=y.device)
-        for f_x, f_y, weight in zip(reference, self.prepare(y), self.layers.values(), strict=True):
-            difference = (f_x - f_y).abs().flatten(1).sum(1, dtype=torch.float32)
-            total = total + weight * difference / _norm(f_x)
+        for f_x, weighted, share in zip(
+            reference, self.weighted(reference, y), self.layers.values(), strict=True
+        ):
+            total = total + share * weighted.flatten(1).sum(1, dtype=torch.float32) / _norm(f_x)
         return total / sum(self.layers.values())
 
     def map(self, reference: Sequence[Tensor], y: Tensor, size: int) -> Tensor:
         """rho before its spatial mean, (n, size, size): its mean over the pixels is rho."""
         total = torch.zeros(len(y), 1, size, size, device=y.device)
-        for f_x, f_y, weight in zip(reference, self.prepare(y), self.layers.values(), strict=True):
-            difference = (f_x - f_y).abs().sum(1, keepdim=True, dtype=torch.float32)
+        for f_x, weighted, share in zip(
+            reference, self.weighted(reference, y), self.layers.values(), strict=True
+        ):
+            difference = weighted.sum(1, keepdim=True, dtype=torch.float32)
             density = difference * difference[0].numel() / _norm(f_x)[:, None, None, None]
             fine = F.interpolate(density, size=(size, size), mode="bilinear")
             # Up-sampling moves the mean a little at the border: bring it back, so that maps add up to scores.
             fine = (
                 fine * (density.mean((1, 2, 3)) / fine.mean((1, 2, 3)).clamp_min(1e-12))[:, None, None, None]
             )
-            total = total + weight * fine
+            total = total + share * fine
         return total[:, 0] / sum(self.layers.values())
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -271,32 +299,67 @@ class RelativePerceptualL1(nn.Module):
             if not n:
                 raise PadError("feature statistics: no images were given")
             mean = total / n
-            cast(ChannelStatistics, self.statistics[name]).assign(
-                mean, (squares / n - mean.square()).clamp_min(0).sqrt()
-            )
+            self.of(name).assign(mean, (squares / n - mean.square()).clamp_min(0).sqrt())
         return self
+
+    @torch.no_grad()
+    def fit_weights(self, batches: Iterable[Sequence[Tensor]]) -> RelativePerceptualL1:
+        """Sets the weights of each layer from batches of `differences` between normal images and what a
+        trained model makes of them. Raises PadError if there are none."""
+        count, sums = 0, [torch.zeros(()) for _ in self.layers]
+        for differences in batches:
+            count += len(differences[0])
+            sums = [s + d.float().square().sum(0).cpu() for s, d in zip(sums, differences, strict=True)]
+        if not count:
+            raise PadError("feature weights: no images were given")
+        for name, squares in zip(self.layers, sums, strict=True):
+            self.of(name).assign_weight((squares / count).sqrt())
+        return self
+
+    def reset_weights(self) -> None:
+        """All weights 1: rho as it stands in the paper, which is what training follows."""
+        for name in self.layers:
+            if (weight := self.of(name).weight) is not None:
+                weight.fill_(1)
+
+    def of(self, layer: str) -> LayerStatistics:
+        """The statistics of a layer."""
+        return cast(LayerStatistics, self.statistics[layer])
 
 
 def _norm(f_x: Tensor) -> Tensor:
     return f_x.abs().flatten(1).sum(1, dtype=torch.float32).clamp_min(1e-6).detach()
 
 
-class ChannelStatistics(nn.Module):
-    """mu and sigma of a layer, (c,) each; they travel with the model."""
+class LayerStatistics(nn.Module):
+    """mu and sigma of a layer, (c,) each, and the weights of its features, (c, side, side), if it has any;
+    they travel with the model."""
 
     mean: Tensor
     sigma: Tensor
+    weight: Tensor | None
 
-    def __init__(self, channels: int, floor: float) -> None:
+    def __init__(self, channels: int, floor: float, side: int | None = None) -> None:
         super().__init__()
         self.floor = floor
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("sigma", torch.ones(channels))
+        self.register_buffer("weight", torch.ones(channels, side, side) if side else None)
 
     def assign(self, mean: Tensor, sigma: Tensor) -> None:
         self.mean.copy_(mean)
         floor = self.floor * float(sigma.square().mean().sqrt())
         self.sigma.copy_(sigma.clamp_min(max(floor, 1e-6)))
+
+    def assign_weight(self, residual: Tensor) -> None:
+        """The weights from the root mean square of what is left of each feature, (c, side, side)."""
+        assert self.weight is not None
+        weight = 1 / (residual + _WEIGHT_FLOOR * residual.mean()).clamp_min(1e-6)
+        self.weight.copy_(weight / weight.mean())
+
+    def weigh(self, difference: Tensor) -> Tensor:
+        """w d, for d (n, c, side, side)."""
+        return difference if self.weight is None else difference * self.weight.to(difference.dtype)
 
     def forward(self, f: Tensor, power: int) -> Tensor:
         scale = self.sigma.pow(-power)

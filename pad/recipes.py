@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 DEFAULT_RECIPE = "folder"
 PROBED = 32  # images looked at
 WIDTH = 32  # of every feature map, as in the paper for images of 32x32
-FULL_STEPS_FROM = 3000  # images; fewer are seen more often in fewer steps
 _AUTO_WIDTHS = ("generator_channels", "encoder_channels", "critic_channels")
 
 
@@ -35,7 +34,7 @@ def choose(values: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
 
     channels: 1 if every probed image is grey. size: 32 for images up to 48 pixels on the shorter side, else
     64; larger ones cost four times as much each and are asked for with `--set size=128`. Widths: 32 for
-    every resolution. steps: the recipe's own number is for thousands of images; half of it for a few hundred.
+    every resolution.
     """
     values = dict(values)
     sides, colourful = _probe(images)
@@ -50,8 +49,6 @@ def choose(values: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
         if values.get(key) == "auto":
             start = 4 if key == "critic_channels" else max(4, resolution)
             values[key] = [WIDTH] * max(1, (size // start).bit_length())
-    if values.get("steps") == "auto":
-        values["steps"] = Config.steps if len(images) >= FULL_STEPS_FROM else Config.steps // 2
     return values
 
 

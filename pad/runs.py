@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,6 +39,7 @@ from pad.training import CACHE_BYTES, Images, MemoryImages, Trainer, check_finit
 MINIMUM_IMAGES = 8
 KEPT_CHECKPOINTS = 2
 GRID_COLUMNS = 8
+WEIGHING_IMAGES = 2048  # of the training images, from which the weights of the features come
 
 
 # What the weights of a model depend on.
@@ -55,6 +56,7 @@ _FIXED_BY_MODEL = (
     "similarity",
     "backbone",
     "layers",
+    "feature_weights",
 )
 
 
@@ -260,6 +262,11 @@ def start_from(trainer: Trainer, start: Detector) -> None:
     trainer.averaged.load_state_dict({k: v for k, v in weights.items() if "critic" not in k})
 
 
+def _spread(n: int) -> Iterable[Tensor]:
+    """Batches of indices below n, at most `WEIGHING_IMAGES` in all."""
+    return torch.linspace(0, n - 1, min(n, WEIGHING_IMAGES)).round().long().split(BATCH_SIZE)
+
+
 class Run:
     """The loop of a run and what it writes."""
 
@@ -377,6 +384,7 @@ class Run:
         few = self.calibration.subset(range(min(BATCH_SIZE, len(self.calibration))))
         if not np.isfinite(detector.score(few)).all():
             raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
+        detector.fit_weights(trainer.images.batch(indices) for indices in _spread(len(trainer.images)))
         detector.calibrate(self.calibration)
         if self.old_normal is not None:
             calibrate_both(detector, *self.old_normal)

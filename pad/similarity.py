@@ -112,7 +112,13 @@ def build_similarity(config: Config) -> Similarity:
     """The similarity that a recipe names. Raises PadError if its backbone cannot be had."""
     if config.similarity == "relative-perceptual-l1":
         backbone = Backbone(config.backbone, config.layers, config.backbone_weights, config.backbone_size)
-        return RelativePerceptualL1(backbone, config.layers, config.standardize, config.sigma_floor)
+        return RelativePerceptualL1(
+            backbone,
+            config.layers,
+            config.standardize,
+            config.sigma_floor,
+            config.size if config.feature_weights else None,
+        )
     if config.similarity == "lpips":
         return LPIPS(config.backbone, config.backbone_weights)
     return {"l1": L1, "l2": L2, "ssim": SSIM}[config.similarity]()

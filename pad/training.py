@@ -96,6 +96,8 @@ class Trainer:
         self.averaged.eval()
         known = copy.deepcopy(similarity)
         self.similarity = (known or build_similarity(config)).to(device)
+        if isinstance(known, RelativePerceptualL1):
+            known.reset_weights()
         cast_backbone(self.similarity, self.dtype)
         self._features: list[Tensor] | None = None
         if known is None and isinstance(self.similarity, RelativePerceptualL1):

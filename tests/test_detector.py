@@ -97,6 +97,18 @@ def test_bfloat16_ranks_as_float32(detector: pad.Detector, fashion: Path, tmp_pa
     assert spearmanr(*scores).statistic > 0.995
 
 
+def test_feature_weights_come_from_training_and_travel_with_the_model(
+    detector: pad.Detector, files: list[Path], tmp_path: Path
+) -> None:
+    weight = detector.similarity.of("relu3_1").weight
+    assert weight.mean().item() == pytest.approx(1, rel=1e-4)
+    assert weight.std() > 0.05
+    detector.save(tmp_path / "model")
+    loaded = pad.load(tmp_path / "model", device="cpu")
+    torch.testing.assert_close(loaded.similarity.of("relu3_1").weight, weight, rtol=0, atol=0)
+    np.testing.assert_array_equal(loaded.score(files), detector.score(files))
+
+
 def test_refined_latents_come_closer(detector: pad.Detector, files: list[Path]) -> None:
     refined = pad.Detector(
         detector.config.replace(refine_steps=5), detector.networks, detector.similarity, detector.device

@@ -105,6 +105,43 @@ def test_relative_perceptual_l1_against_numpy(standardize: str) -> None:
     assert similarity(x, x).abs().max() == 0
 
 
+def test_feature_weights_against_numpy() -> None:
+    """w = c / (r + 0.3 mean(r)) with a mean of 1; all 1 before they are set and after they are reset."""
+    layers = {"relu2_2": 1.0, "relu3_1": 0.5}
+    similarity = RelativePerceptualL1(Backbone("vgg16-st", layers), layers, weighted_size=32)
+    similarity.fit(similarity.features(noise(4, seed=s)) for s in range(3))
+    x, y = noise(3, seed=10), noise(3, seed=11)
+    plain = similarity(x, y)
+    torch.testing.assert_close(plain, fitted(layers)(x, y), rtol=0, atol=0)
+    pairs = [(noise(2, seed=s), noise(2, seed=s).mul(0.5)) for s in (12, 13)]
+    similarity.fit_weights(similarity.differences(similarity.prepare(a), b) for a, b in pairs)
+    total = np.zeros(3)
+    for index, (name, share) in enumerate(layers.items()):
+        f = [[similarity.prepare(image)[index].double().numpy() for image in pair] for pair in pairs]
+        r = np.sqrt(np.mean(np.concatenate([(a - b) ** 2 for a, b in f]), axis=0))
+        w = 1 / (r + 0.3 * r.mean())
+        w /= w.mean()
+        np.testing.assert_allclose(similarity.of(name).weight.numpy(), w, rtol=1e-3)
+        f_x, f_y = (similarity.prepare(image)[index].double().numpy() for image in (x, y))
+        total += share * (w * np.abs(f_x - f_y)).sum((1, 2, 3)) / np.abs(f_x).sum((1, 2, 3))
+    np.testing.assert_allclose(similarity(x, y).numpy(), total / 1.5, rtol=1e-3)
+    similarity.reset_weights()
+    torch.testing.assert_close(similarity(x, y), plain, rtol=0, atol=0)
+    with pytest.raises(PadError, match="no images"):
+        similarity.fit_weights([])
+
+
+@pytest.mark.parametrize(("size", "backbone_size"), [(32, None), (64, None), (32, 48)])
+def test_feature_weights_have_the_shape_of_the_features(size: int, backbone_size: int | None) -> None:
+    layers = {"relu1_1": 1.0, "relu2_1": 1.0, "relu4_1": 1.0}
+    for name in ("vgg16-st", "vgg16"):
+        backbone = Backbone("vgg16-st", layers, size=backbone_size)
+        backbone.blurred = name == "vgg16-st"
+        similarity = RelativePerceptualL1(backbone, layers, weighted_size=size)
+        for layer, f in zip(layers, similarity.features(torch.zeros(1, 1, size, size)), strict=True):
+            assert similarity.of(layer).weight.shape == f.shape[1:]
+
+
 def test_the_denominator_carries_no_gradient() -> None:
     similarity = fitted({"relu2_2": 1.0})
     x, y = noise(1, seed=5).requires_grad_(True), noise(1, seed=6)
@@ -116,10 +153,14 @@ def test_the_denominator_carries_no_gradient() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("layers", [{"relu3_3": 1.0}, {"relu2_2": 1.0, "relu3_3": 2.0}])
-def test_the_map_adds_up_to_the_score(layers: dict[str, float]) -> None:
-    similarity = fitted(layers)
+def test_the_map_adds_up_to_the_score(layers: dict[str, float], weighted: bool) -> None:
+    similarity = RelativePerceptualL1(Backbone("vgg16-st", layers), layers, weighted_size=32)
+    similarity.fit([similarity.features(noise(4))])
     x, y = noise(2, seed=7), noise(2, seed=8)
+    if weighted:
+        similarity.fit_weights([similarity.differences(similarity.prepare(x), y)])
     fine = similarity.map(similarity.prepare(x), y, 32)
     assert fine.shape == (2, 32, 32)
     assert fine.min() >= 0
