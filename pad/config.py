@@ -46,7 +46,7 @@ class Config:
     layers: Mapping[str, float] = field(default_factory=lambda: {"relu3_1": 1.0})  # layer: weight
     standardize: str = "sigma"  # divide features by "sigma" (the paper) or "variance" (its public code)
     sigma_floor: float = 0.3  # least sigma of a channel, as a share of its root mean square over channels
-    backbone_size: int | None = None  # resize images to this side for the backbone; None: as they are
+    backbone_scale: float = 0.75  # images are resized by this for the backbone, which is most of the work
     statistics: str = "normal"  # where mu and sigma come from: "normal" training images, or a folder
 
     # Training
@@ -201,6 +201,7 @@ def check(config: Config) -> None:
         need(getattr(config, key) >= 0, key, "0 or more")
     for key in ("warm_up", "critic_head_start"):
         need(0 <= getattr(config, key) <= 1, key, "a share of the training from 0 to 1")
+    need(0.25 <= config.backbone_scale <= 8, "backbone_scale", "a factor from 0.25 to 8")
     need(0 <= config.ema < 1, "ema", "a decay from 0 to below 1")
     need(len(config.betas) == 2 and all(0 <= b < 1 for b in config.betas), "betas", "two numbers below 1")
     need(0 < config.calibration_fraction < 1, "calibration_fraction", "a share between 0 and 1")

@@ -98,10 +98,10 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        if x.shape[1] == 1:
-            x = x.expand(-1, 3, -1, -1)
         if self.size is not None and x.shape[-1] != self.size:
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
+        if x.shape[1] == 1:
+            x = x.expand(-1, 3, -1, -1)
         x = ((x + 1) / 2 - self.mean) / self.deviation
         x = x.to(self.convolution("relu1_1").weight.dtype)
         if x.device.type in ("cuda", "cpu"):
@@ -119,7 +119,7 @@ class Backbone(nn.Module):
 
     def _pool(self, x: Tensor, layer: str) -> Tensor:
         if x.shape[-1] < 2:
-            raise PadError(f"setting 'layers': images are too small for {layer}; set 'backbone_size' higher")
+            raise PadError(f"setting 'layers': images are too small for {layer}; set 'backbone_scale' higher")
         if not self.blurred:
             return F.max_pool2d(x, 2)
         # Zhang, "Making Convolutional Networks Shift-Invariant Again" (arXiv:1904.11486): dense maximum,

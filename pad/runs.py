@@ -56,6 +56,7 @@ _FIXED_BY_MODEL = (
     "similarity",
     "backbone",
     "layers",
+    "backbone_scale",
     "feature_weights",
 )
 

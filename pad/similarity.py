@@ -111,7 +111,8 @@ Similarity = RelativePerceptualL1 | PixelSimilarity
 def build_similarity(config: Config) -> Similarity:
     """The similarity that a recipe names. Raises PadError if its backbone cannot be had."""
     if config.similarity == "relative-perceptual-l1":
-        backbone = Backbone(config.backbone, config.layers, config.backbone_weights, config.backbone_size)
+        size = None if config.backbone_scale == 1 else round(config.backbone_scale * config.size)
+        backbone = Backbone(config.backbone, config.layers, config.backbone_weights, size)
         return RelativePerceptualL1(
             backbone,
             config.layers,
