@@ -90,20 +90,18 @@ class Detector:
 
         It is smoothed over a sixteenth of the image: what matters is the region, not the sharpest pixel.
         """
-        reference, nearest, _ = self._nearest(x.to(self.device))
-        return self._map(reference, nearest)
-
-    def _map(self, reference: Any, nearest: Tensor) -> Tensor:
-        with torch.no_grad(), self._autocast():
-            raw = self.similarity.map(reference, nearest, self.config.size)
-        return smooth(raw.float().cpu(), self.config.size / 16)
+        return self.examine(x).maps
 
     def examine(self, x: Tensor) -> Examined:
         """Scores, nearest normal images, anomaly maps and latents in one go, the same as one by one."""
-        reference, nearest, latents = self._nearest(x.to(self.device))
+        x = x.to(self.device)
+        reference, nearest, latents = self._nearest(x)
         with torch.no_grad(), self._autocast():
             scores = self.similarity.compare(reference, nearest).float().cpu()
-        maps = self._map(reference, nearest)
+            maps = self.similarity.map(x, nearest.clamp(-1, 1)).float().cpu()
+        # What a map says is where; how much is said by the score.
+        maps = maps * (scores / maps.mean((1, 2)).clamp_min(1e-12))[:, None, None]
+        maps = smooth(maps, self.config.size / 16)
         return Examined(scores, nearest.clamp(-1, 1).cpu(), maps, latents.flatten(1).cpu())
 
     def _nearest(self, x: Tensor) -> tuple[Any, Tensor, Tensor]:

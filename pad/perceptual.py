@@ -30,6 +30,7 @@ _VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 _VGG19 = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of torchvision's weights, in [0, 1]
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+MAP_LAYERS = ("relu2_1", "relu2_2", "relu3_1")  # of anomaly maps, as far as the backbone goes
 _WEIGHT_FLOOR = 0.3  # least residual of a feature, as a share of the mean over features
 
 
@@ -97,8 +98,12 @@ class Backbone(nn.Module):
         """Frozen: always in evaluation mode."""
         return super().train(False)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        if self.size is not None and x.shape[-1] != self.size:
+    def forward(
+        self, x: Tensor, layers: Sequence[str] | None = None, resize: bool = True
+    ) -> dict[str, Tensor]:
+        """Of `layers`, or else of its own; the images as they are if not `resize`."""
+        wanted = self.layers if layers is None else layers
+        if resize and self.size is not None and x.shape[-1] != self.size:
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
         if x.shape[1] == 1:
             x = x.expand(-1, 3, -1, -1)
@@ -113,8 +118,10 @@ class Backbone(nn.Module):
                 block = layer[4]
                 x = self._pool(x, layer)
             x = F.relu(convolution(x))
-            if layer in self.layers:
+            if layer in wanted:
                 features[layer] = x
+                if len(features) == len(wanted):
+                    break
         return features
 
     def _pool(self, x: Tensor, layer: str) -> Tensor:
@@ -265,21 +272,21 @@ class RelativePerceptualL1(nn.Module):
             total = total + share * weighted.flatten(1).sum(1, dtype=torch.float32) / _norm(f_x)
         return total / sum(self.layers.values())
 
-    def map(self, reference: Sequence[Tensor], y: Tensor, size: int) -> Tensor:
-        """rho before its spatial mean, (n, size, size): its mean over the pixels is rho."""
-        total = torch.zeros(len(y), 1, size, size, device=y.device)
-        for f_x, weighted, share in zip(
-            reference, self.weighted(reference, y), self.layers.values(), strict=True
-        ):
-            difference = weighted.sum(1, keepdim=True, dtype=torch.float32)
+    def map(self, x: Tensor, y: Tensor) -> Tensor:
+        """Where x and y differ, (n, h, w) >= 0; the mean over its pixels is the mean over the layers of
+        ||f(x) - f(y)||_1 / ||f(x)||_1.
+
+        It is finer than the score: earlier layers (MAP_LAYERS), and images at their full size.
+        """
+        layers = [name for name in MAP_LAYERS if name in self.backbone.convolutions] or list(self.layers)
+        features_x, features_y = (self.backbone(image, layers, resize=False) for image in (x, y))
+        total = torch.zeros(len(x), 1, *x.shape[-2:], device=x.device)
+        for name in layers:
+            f_x, f_y = features_x[name], features_y[name]
+            difference = (f_x - f_y).abs().sum(1, keepdim=True, dtype=torch.float32)
             density = difference * difference[0].numel() / _norm(f_x)[:, None, None, None]
-            fine = F.interpolate(density, size=(size, size), mode="bilinear")
-            # Up-sampling moves the mean a little at the border: bring it back, so that maps add up to scores.
-            fine = (
-                fine * (density.mean((1, 2, 3)) / fine.mean((1, 2, 3)).clamp_min(1e-12))[:, None, None, None]
-            )
-            total = total + share * fine
-        return total[:, 0] / sum(self.layers.values())
+            total = total + F.interpolate(density, size=x.shape[-2:], mode="bilinear")
+        return total[:, 0] / len(layers)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.compare(self.prepare(x), y)

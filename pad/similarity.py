@@ -1,7 +1,7 @@
 """How different two images are, by name: the relative perceptual L1 and the others that it is compared with.
 
 Every similarity has `prepare(x)`, what is needed of the first image; `compare(prepared, y) -> (n,)`;
-`map(prepared, y, size) -> (n, size, size)`, whose mean over the pixels is the value; and `forward(x, y)`.
+`map(x, y) -> (n, h, w)`, where they differ; and `forward(x, y)`.
 Images are (n, 1 or 3, h, w) in [-1, 1]; 0 for equal images, higher is more different.
 """
 
@@ -30,8 +30,8 @@ class PixelSimilarity(nn.Module):
     def compare(self, reference: Sequence[Tensor], y: Tensor) -> Tensor:
         return self.pixels(reference[0], y).mean((1, 2))
 
-    def map(self, reference: Sequence[Tensor], y: Tensor, size: int) -> Tensor:
-        return self.pixels(reference[0], y)
+    def map(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.pixels(x, y)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.compare(self.prepare(x), y)

@@ -153,18 +153,35 @@ def test_the_denominator_carries_no_gradient() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("layers", [{"relu3_3": 1.0}, {"relu2_2": 1.0, "relu3_3": 2.0}])
-def test_the_map_adds_up_to_the_score(layers: dict[str, float], weighted: bool) -> None:
-    similarity = RelativePerceptualL1(Backbone("vgg16-st", layers), layers, weighted_size=32)
-    similarity.fit([similarity.features(noise(4))])
-    x, y = noise(2, seed=7), noise(2, seed=8)
-    if weighted:
-        similarity.fit_weights([similarity.differences(similarity.prepare(x), y)])
-    fine = similarity.map(similarity.prepare(x), y, 32)
+@pytest.mark.parametrize("size", [32, 24])
+def test_the_map_against_numpy(size: int) -> None:
+    """Relative L1 of the raw features of the full image in each layer, whatever size the score looks at."""
+    backbone = Backbone("vgg16-st", ["relu3_1"], size=size)
+    fine = RelativePerceptualL1(backbone, {"relu3_1": 1.0}).map(x := noise(2, seed=7), y := noise(2, seed=8))
     assert fine.shape == (2, 32, 32)
-    assert fine.min() >= 0
-    torch.testing.assert_close(fine.mean((1, 2)), similarity(x, y), rtol=1e-4, atol=1e-6)
+    layers = ["relu2_1", "relu2_2", "relu3_1"]
+    reference = Backbone("vgg16-st", layers)
+    expected = np.zeros((2, 32, 32))
+    for name, f_x in reference(x).items():
+        a, b = f_x.double().numpy(), reference(y)[name].double().numpy()
+        density = np.abs(a - b).sum(1) * a.shape[-1] ** 2 / np.abs(a).sum((1, 2, 3))[:, None, None]
+        scale = 32 // density.shape[-1]
+        # Bilinear: each pixel's centre lies between the centres of two cells, held at the border.
+        at = np.clip((np.arange(32) + 0.5) / scale - 0.5, 0, density.shape[-1] - 1)
+        line = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(density.shape[-1])))
+        expected += np.einsum("ih,nhw,jw->nij", line, density, line) / len(layers)
+    np.testing.assert_allclose(fine.numpy(), expected, rtol=1e-3)
+
+
+def test_the_map_points_at_the_difference() -> None:
+    x = noise(1, seed=7)
+    similarity = fitted({"relu2_2": 1.0})  # the backbone ends there, and so does the map
+    assert similarity.map(x, x).abs().max() == 0
+    y = x.clone()
+    y[:, :, 20:26, 4:10] *= -1
+    row, column = divmod(int(similarity.map(x, y)[0].argmax()), 32)
+    assert 19 <= row <= 26
+    assert 3 <= column <= 10
 
 
 def brighter(x: Tensor) -> Tensor:
