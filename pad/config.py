@@ -78,6 +78,7 @@ class Config:
 
     # Scoring and calibration
     feature_weights: bool = True  # weigh features by how well normal images are reconstructed there
+    prior_mass: float = 0.999  # E(x) is drawn into the ball that holds this share of the prior; 1: never
     refine_steps: int = 0  # gradient steps on z from E(x) towards the closest generated image
     refine_rate: float = 0.05  # their step size, in standard deviations of the prior
     calibration_fraction: float = 0.2  # of the normal images, never trained on
@@ -201,6 +202,7 @@ def check(config: Config) -> None:
         need(getattr(config, key) >= 0, key, "0 or more")
     for key in ("warm_up", "critic_head_start"):
         need(0 <= getattr(config, key) <= 1, key, "a share of the training from 0 to 1")
+    need(0 < config.prior_mass <= 1, "prior_mass", "a share above 0, up to 1")
     need(0.25 <= config.backbone_scale <= 8, "backbone_scale", "a factor from 0.25 to 8")
     need(0 <= config.ema < 1, "ema", "a decay from 0 to below 1")
     need(len(config.betas) == 2 and all(0 <= b < 1 for b in config.betas), "betas", "two numbers below 1")

@@ -105,13 +105,28 @@ class Detector:
         return Examined(scores, nearest.clamp(-1, 1).cpu(), maps, latents.flatten(1).cpu())
 
     def _nearest(self, x: Tensor) -> tuple[Any, Tensor, Tensor]:
-        """What the similarity needs of x; G(z) for z = E(x), refined if the recipe says so; and E(x)."""
+        """What the similarity needs of x; G(z) for z = E(x), drawn into the prior, and refined if the recipe
+        says so; and E(x)."""
         with torch.no_grad(), self._autocast():
             reference = self.similarity.prepare(x)
             latents = self.networks["encoder"](x).float()
-        z = self._refine(reference, latents) if self.config.refine_steps else latents
+        z = self._within_prior(latents)
+        z = self._refine(reference, z) if self.config.refine_steps else z
         with torch.no_grad(), self._autocast():
             return reference, self.networks["generator"](z).float(), latents
+
+    def _within_prior(self, z: Tensor) -> Tensor:
+        """z, or the closest point to it in the ball that holds `prior_mass` of N(0, I).
+
+        Of an image unlike anything normal, E(x) lies far outside, where G has never been and makes shapeless
+        blots; from the edge of the ball it still makes the most similar image of the normal kind.
+        """
+        from scipy.special import gammaincinv
+
+        dimensions = z[0].numel()  # |z|^2 is chi-squared with so many degrees of freedom
+        radius = (2 * float(gammaincinv(dimensions / 2, self.config.prior_mass))) ** 0.5
+        length = z.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
+        return z * (radius / length).clamp_max(1)
 
     def _refine(self, reference: Any, z: Tensor) -> Tensor:
         """Gradient steps on z from E(x) towards the closest generated image, argmin_z rho(x, G(z))."""

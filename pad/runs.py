@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -263,9 +263,9 @@ def start_from(trainer: Trainer, start: Detector) -> None:
     trainer.averaged.load_state_dict({k: v for k, v in weights.items() if "critic" not in k})
 
 
-def _spread(n: int) -> Iterable[Tensor]:
-    """Batches of indices below n, at most `WEIGHING_IMAGES` in all."""
-    return torch.linspace(0, n - 1, min(n, WEIGHING_IMAGES)).round().long().split(BATCH_SIZE)
+def weighing_indices(n: int) -> Tensor:
+    """Which of n training images the weights of the features come from."""
+    return torch.linspace(0, n - 1, min(n, WEIGHING_IMAGES)).round().long()
 
 
 class Run:
@@ -385,7 +385,8 @@ class Run:
         few = self.calibration.subset(range(min(BATCH_SIZE, len(self.calibration))))
         if not np.isfinite(detector.score(few)).all():
             raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
-        detector.fit_weights(trainer.images.batch(indices) for indices in _spread(len(trainer.images)))
+        chosen = weighing_indices(len(trainer.images)).split(BATCH_SIZE)
+        detector.fit_weights(trainer.images.batch(indices) for indices in chosen)
         detector.calibrate(self.calibration)
         if self.old_normal is not None:
             calibrate_both(detector, *self.old_normal)

@@ -146,7 +146,7 @@ def trained(entry: Entry, run: Path, data_root: str | None, device: str) -> Dete
     from pad.commands import train
     from pad.config import parse_assignments, to_mapping
     from pad.recipes import build_config
-    from pad.runs import split_images
+    from pad.runs import split_images, weighing_indices
 
     images = _images(entry, "train", data_root)
     arguments = train_arguments(entry.train_arguments(run, data_root, device))
@@ -170,7 +170,9 @@ def trained(entry: Entry, run: Path, data_root: str | None, device: str) -> Dete
         raise PadError(
             f"{run} was trained on other images than {entry.data}: name another folder with --runs"
         )
-    detector.calibrate(calibration)  # the same scores again, and with them the scale of the maps
+    chosen = training.subset(weighing_indices(len(training)).tolist())
+    detector.fit_weights(batch.tensor for batch in stream(chosen, config, 64))
+    detector.calibrate(calibration)  # all that is measured after training is of this version
     return detector
 
 

@@ -109,6 +109,23 @@ def test_feature_weights_come_from_training_and_travel_with_the_model(
     np.testing.assert_array_equal(loaded.score(files), detector.score(files))
 
 
+def test_latents_are_drawn_into_the_prior(detector: pad.Detector) -> None:
+    from scipy.stats import chi2
+
+    radius = float(chi2.ppf(detector.config.prior_mass, detector.config.latent_dim)) ** 0.5
+    lengths = torch.tensor([0.1, 0.5, 0.9, 0.99, 1.2, 50]) * radius
+    z = torch.randn(6, detector.config.latent_dim, 1, 1, generator=torch.Generator().manual_seed(0))
+    z = z / z.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * lengths.view(-1, 1, 1, 1)
+    drawn = detector._within_prior(z)
+    torch.testing.assert_close(drawn[:4], z[:4])
+    torch.testing.assert_close(drawn[4:], z[4:] / lengths[4:].view(-1, 1, 1, 1) * radius)
+    assert torch.isfinite(detector._within_prior(torch.zeros_like(z))).all()
+    whole = pad.Detector(
+        detector.config.replace(prior_mass=1), detector.networks, detector.similarity, detector.device
+    )
+    torch.testing.assert_close(whole._within_prior(z), z)
+
+
 def test_refined_latents_come_closer(detector: pad.Detector, files: list[Path]) -> None:
     refined = pad.Detector(
         detector.config.replace(refine_steps=5), detector.networks, detector.similarity, detector.device
