@@ -55,11 +55,12 @@ def test_run_and_model_folders(tmp_path: Path) -> None:
     assert read_model(folder).calibration
 
 
-def test_mistyped_models_are_told_the_nearest(tmp_path: Path) -> None:
+def test_mistyped_models_are_told_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_model(tmp_path / "zoo" / "fashion-mnist" / "bag", size=400)
     make_model(tmp_path / "runs" / "leather" / "model", size=400)
     (tmp_path / "runs" / "fresh" / "checkpoints").mkdir(parents=True)
     (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")  # the source tree has a folder zoo/fashion-mnist/bag
 
     def fault(spec: str) -> str:
         with pytest.raises(PadError) as caught:
