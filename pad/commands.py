@@ -14,9 +14,9 @@ import yaml
 from tqdm import tqdm
 
 from pad.config import Config, from_mapping, load_recipe, parse_assignments, to_mapping
-from pad.data import ImageSet, resolve, stream
-from pad.detector import Detector
-from pad.devices import pick_device
+from pad.data import Batch, ImageSet, resolve, stream
+from pad.detector import Detector, Examined
+from pad.devices import in_parallel, lanes, pick_device
 from pad.errors import PadError
 from pad.evaluation import format_table, summarize, write_summary
 from pad.files import atomic
@@ -240,15 +240,21 @@ def score_rows(
     detector: Detector, images: ImageSet, fpr: float, batch_size: int, visuals: Visuals | None = None
 ) -> Iterator[Row]:
     """A row for every image in order, read and scored batch by batch, with a progress bar on a terminal."""
+
+    def look(batch: Batch) -> tuple[Batch, list[float], Examined | None]:
+        if not batch.indices:
+            return batch, [], None
+        if visuals is None:
+            return batch, detector.score_batch(batch.tensor).tolist(), None
+        examined = detector.examine(batch.tensor)
+        return batch, examined.scores.tolist(), examined
+
     bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)
-    for batch in stream(images, detector.config, batch_size):
+    workers = lanes(detector.device, batch_size)
+    batches = stream(images, detector.config, batch_size // workers)
+    for batch, scores, examined in in_parallel(look, batches, workers):
         results: dict[int, tuple[float | None, str]] = {i: (None, reason) for i, reason in batch.errors}
-        examined = None
-        if batch.indices:
-            examined = detector.examine(batch.tensor) if visuals else None
-            scores = examined.scores if examined else detector.score_batch(batch.tensor)
-            for index, score in zip(batch.indices, scores.tolist(), strict=True):
-                results[index] = (score, "")
+        results.update({i: (score, "") for i, score in zip(batch.indices, scores, strict=True)})
         rows = {}
         for index, (score, error) in sorted(results.items()):
             sample = images.samples[index]

@@ -38,6 +38,7 @@ Purpose = Literal["train", "evaluate"]
 
 NORMAL_FOLDERS = ("normal", "good")
 MASK_FOLDER = "ground_truth"
+SMALL = 1 << 16  # pixels of a picture that waits to be resized together with others
 SIDECARS = frozenset(
     {
         ".txt",
@@ -414,16 +415,15 @@ def stream(images: ImageSet, config: Config, batch_size: int, workers: int = 2) 
 
 
 def _decode(images: ImageSet, chosen: range, config: Config) -> Batch:
-    import torch
 
-    from pad.images import ImageError, to_tensor
+    from pad.images import ImageError, planes
 
     indices: list[int] = []
-    tensors: list[torch.Tensor] = []
+    pixels: list[tuple[torch.Tensor, float]] = []
     errors: list[tuple[int, str]] = []
     for index in chosen:
         try:
-            tensors.append(to_tensor(images.open(index), config))
+            pixels.append(_shrunk(*planes(images.open(index), config), config))
             indices.append(index)
         except ImageError as error:
             errors.append((index, error.reason))
@@ -433,8 +433,33 @@ def _decode(images: ImageSet, chosen: range, config: Config) -> Batch:
             MemoryError,
         ) as error:  # a mode that Pillow cannot convert, a lost container
             errors.append((index, f"cannot be decoded ({error})"))
-    shape = (config.channels, config.size, config.size)
-    return Batch(indices, torch.stack(tensors) if tensors else torch.empty(0, *shape), errors)
+    return Batch(indices, _together(pixels, config), errors)
+
+
+def _shrunk(pixels: torch.Tensor, white: float, config: Config) -> tuple[torch.Tensor, float]:
+    """A large picture as `scaled` gives it, at once: a batch of large ones might not fit into memory."""
+    from pad.images import scaled
+
+    if pixels.shape[-1] * pixels.shape[-2] <= SMALL:
+        return pixels, white
+    return scaled(pixels, white, config), 0.0  # no white: it is done
+
+
+def _together(pixels: list[tuple[torch.Tensor, float]], config: Config) -> torch.Tensor:
+    """Float32 (n, channels, size, size) in [-1, 1]; pictures of one shape and type are resized in one go,
+    which is much quicker for small ones."""
+    import torch
+
+    from pad.images import scaled
+
+    tensor = torch.empty(len(pixels), config.channels, config.size, config.size)
+    groups: dict[Any, list[int]] = {}
+    for row, (p, white) in enumerate(pixels):
+        groups.setdefault((p.shape, p.dtype, white), []).append(row)
+    for (_, _, white), rows in groups.items():
+        stacked = torch.stack([pixels[row][0] for row in rows])
+        tensor[rows] = scaled(stacked, white, config) if white else stacked
+    return tensor
 
 
 def load_all(

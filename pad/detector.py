@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from pad.calibration import Calibration
 from pad.config import Config, from_mapping, to_mapping
-from pad.devices import cast_backbone, pick_device, pick_precision, to_device
+from pad.devices import cast_backbone, in_parallel, lanes, pick_device, pick_precision, to_device
 from pad.errors import PadError
 from pad.networks import build_networks
 from pad.perceptual import RelativePerceptualL1
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pad.explain import Explanation
 
 BATCH_SIZE = 64
+Result = TypeVar("Result")
 
 
 class Examined(NamedTuple):
@@ -169,7 +170,7 @@ class Detector:
         Raises:
             PadError: an image that cannot be read, named.
         """
-        scores = [self.score_batch(batch).numpy() for batch in self._batches(images)]
+        scores = [scores.numpy() for scores in self._each_batch(self.score_batch, images)]
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
     def p_values(self, images: Any) -> np.ndarray:
@@ -208,8 +209,7 @@ class Detector:
         latents: list[Tensor] = []
 
         def maps() -> Iterator[np.ndarray]:
-            for batch in self._batches(images):
-                examined = self.examine(batch)
+            for examined in self._each_batch(self.examine, images):
                 scores.append(examined.scores)
                 latents.append(examined.latents)
                 yield from examined.maps.numpy()
@@ -226,23 +226,28 @@ class Detector:
             raise PadError("the model has no calibration; make one with `pad calibrate MODEL NORMAL_IMAGES`")
         return self.calibration
 
-    def _batches(self, images: Any) -> Iterator[Tensor]:
+    def _each_batch(self, function: Callable[[Tensor], Result], images: Any) -> Iterator[Result]:
+        """`function` of all images, batch by batch in order."""
+        workers = lanes(self.device, BATCH_SIZE)
+        return in_parallel(function, self._batches(images, BATCH_SIZE // workers), workers)
+
+    def _batches(self, images: Any, size: int) -> Iterator[Tensor]:
         from pad.data import ImageSet, stream
         from pad.images import ImageError, batch_tensor
 
         if isinstance(images, ImageSet):
-            for batch in stream(images, self.config, BATCH_SIZE):
+            for batch in stream(images, self.config, size):
                 for index, reason in batch.errors:
                     raise ImageError(images.samples[index].name, reason)
                 yield batch.tensor
         elif isinstance(images, np.ndarray | Tensor):
-            for start in range(0, len(images), BATCH_SIZE):
-                yield batch_tensor(images[start : start + BATCH_SIZE], self.config, first=start)
+            for start in range(0, len(images), size):
+                yield batch_tensor(images[start : start + size], self.config, first=start)
         else:
             if isinstance(images, str | Path) or not hasattr(images, "__iter__"):
                 images = [images]
             iterator, start = iter(images), 0
-            while chunk := list(islice(iterator, BATCH_SIZE)):
+            while chunk := list(islice(iterator, size)):
                 yield batch_tensor(chunk, self.config, first=start)
                 start += len(chunk)
 

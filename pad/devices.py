@@ -5,11 +5,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from typing import TypeVar
 
 import torch
 
 from pad.errors import PadError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LEAST_IMAGES = 16  # in a part of a batch: fewer leave a convolution too little to do
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h; 32 MiB is the largest threshold for the latter
 
 
@@ -73,3 +82,35 @@ def cast_backbone(similarity: torch.nn.Module, dtype: torch.dtype) -> None:
     backbone = getattr(similarity, "backbone", None)
     if backbone is not None:
         backbone.convolutions.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+def lanes(device: torch.device, batch_size: int) -> int:
+    """Into how many parts, worked on at the same time, a batch is best divided: one on a GPU; on a CPU, where
+    small convolutions gain little from a second thread, up to one a thread."""
+    return max(1, min(torch.get_num_threads(), batch_size // LEAST_IMAGES)) if device.type == "cpu" else 1
+
+
+def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`function` of every item, in order, by so many threads among which torch's own are shared out.
+
+    At most `workers` + 1 results wait to be taken. A single item is left to the calling thread and all of
+    torch's; what is set for that thread (autocast, no_grad) does not reach the others.
+    """
+    iterator = iter(items)
+    first = list(islice(iterator, 2))
+    if workers == 1 or len(first) < 2:
+        yield from map(function, chain(first, iterator))
+        return
+    threads = torch.get_num_threads()
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(workers, "lane", torch.set_num_threads, (max(1, threads // workers),))
+    try:
+        for item in chain(first, iterator):
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)  # new threads take the number that was set last

@@ -114,11 +114,21 @@ def to_tensor(image: Image.Image | np.ndarray, config: Config) -> torch.Tensor:
     `image` is a PIL image of any mode or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
     Raises ImageError for an array of another type or shape, or pixel values with no known scale.
     """
+    return scaled(*planes(image, config), config)
+
+
+def planes(image: Image.Image | np.ndarray, config: Config) -> tuple[torch.Tensor, float]:
+    """The first half of `to_tensor`: the pixels that are seen, (channels, H, W) uint8 or float32, and the
+    value that means white."""
     if isinstance(image, np.ndarray):
         image = _from_array(image)
-    planes, white = _planes(_crop(image, config), config.channels)
-    planes = _resize(planes, config.size)
-    return (planes.to(torch.float32) * (2.0 / white) - 1.0).clamp_(-1.0, 1.0)
+    return _planes(_crop(image, config), config.channels)
+
+
+def scaled(pixels: torch.Tensor, white: float, config: Config) -> torch.Tensor:
+    """The second half of `to_tensor`, for one image or several of the same size: (..., channels, H, W) to
+    float32 (..., channels, size, size) in [-1, 1]."""
+    return (_resize(pixels, config.size).to(torch.float32) * (2.0 / white) - 1.0).clamp_(-1.0, 1.0)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

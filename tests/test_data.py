@@ -305,6 +305,20 @@ def test_everything_agrees_with_reading_one_file(photographs, colour):
         assert torch.equal(row, to_tensor(read_image(path), colour))
 
 
+def test_a_batch_of_every_size_and_type_agrees_with_reading_one_file(tmp_path, colour):
+    rng = np.random.default_rng(0)
+    for index, side in enumerate((20, 300, 40, 20, 33)):  # 300x300 is not kept back for the others
+        rgb = rng.integers(0, 256, (side, side + 2, 3)).astype(np.uint8)
+        Image.fromarray(rgb).save(tmp_path / f"{index}.png")
+        Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(tmp_path / f"{index}-deep.png")
+        Image.fromarray(rgb[..., 0] / np.float32(255)).save(tmp_path / f"{index}-float.tiff")
+    images = resolve(tmp_path, "evaluate")
+    (batch,) = stream(images, colour, len(images))
+    assert batch.indices == list(range(15))
+    for index, row in enumerate(batch.tensor):
+        assert torch.equal(row, to_tensor(images.open(index), colour))
+
+
 def test_images_in_memory(grey):
     deep = Image.fromarray(np.full((32, 32), 1005, np.uint16))
     images = ImageSet(

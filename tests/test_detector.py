@@ -60,6 +60,21 @@ def test_score_is_the_similarity_to_the_reconstruction(detector: pad.Detector, f
     assert detector.encode(x).shape == (10, 8)
 
 
+def test_a_score_does_not_depend_on_the_batch_or_the_threads(detector: pad.Detector, fashion: Path) -> None:
+    images = resolve([str(fashion / "test")], "evaluate").subset(range(70))
+    x, _, _ = load_all(images, detector.config)
+    threads = torch.get_num_threads()
+    whole = detector.score_batch(x)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            torch.testing.assert_close(torch.from_numpy(detector.score(images)), whole, rtol=1e-3, atol=0)
+    finally:
+        torch.set_num_threads(threads)
+    parts = torch.cat([detector.score_batch(part) for part in x.split(9)])
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=0)
+
+
 def test_p_values_and_verdicts_follow_from_the_calibration(detector: pad.Detector, files: list[Path]) -> None:
     assert detector.calibration is not None
     assert len(detector.calibration) == 50  # the least that is kept where there are enough images
