@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jobs import side_by_side, use_share_of_processor
+from jobs import exit_status, side_by_side, use_share_of_processor
 from protocol import train_and_score, training_split_task
 from provenance import made_by, markdown, plain, provenance, stamp, write_json
 
@@ -137,37 +137,33 @@ def _cell(values: list[float]) -> str:
 
 def main() -> int:
     arguments = parse_arguments()
-    try:
-        rows = read_rows(arguments)
-        if arguments.one:
-            use_share_of_processor()
-            row, label, seed = arguments.one
-            run_one(arguments, settings_of(arguments, rows[row], int(seed)), row, int(label), int(seed))
-            return 0
-        failed = run_missing(arguments, rows)
-        header, lines = table(arguments, rows)
-        results = [
-            found
-            for row in rows
-            for label in arguments.classes
-            for seed in arguments.seeds
-            if (found := read_result(arguments, row, label, seed))
-        ]
-        origin = made_by(provenance(arguments.device), results)
-        write_json(arguments.out / "results.json", {**origin, "results": results})
-        print(plain(header, lines))
-        if arguments.markdown:
-            note = (
-                f"ROC AUC of {arguments.anomalies} training images of each other class against a fifth of "
-                f"the class, never trained on; seeds {', '.join(map(str, arguments.seeds))}."
-            )
-            arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-            arguments.markdown.write_text(markdown(origin, header, lines, note), encoding="utf-8")
-        return 1 if failed else 0
-    except PadError as error:
-        print(f"ablation.py: {error}", file=sys.stderr)
-        return 2
+    rows = read_rows(arguments)
+    if arguments.one:
+        use_share_of_processor()
+        row, label, seed = arguments.one
+        run_one(arguments, settings_of(arguments, rows[row], int(seed)), row, int(label), int(seed))
+        return 0
+    failed = run_missing(arguments, rows)
+    header, lines = table(arguments, rows)
+    results = [
+        found
+        for row in rows
+        for label in arguments.classes
+        for seed in arguments.seeds
+        if (found := read_result(arguments, row, label, seed))
+    ]
+    origin = made_by(provenance(arguments.device), results)
+    write_json(arguments.out / "results.json", {**origin, "results": results})
+    print(plain(header, lines))
+    if arguments.markdown:
+        note = (
+            f"ROC AUC of {arguments.anomalies} training images of each other class against a fifth of "
+            f"the class, never trained on; seeds {', '.join(map(str, arguments.seeds))}."
+        )
+        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
+        arguments.markdown.write_text(markdown(origin, header, lines, note), encoding="utf-8")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jobs import exit_status
 from protocol import tensors
 from provenance import markdown, plain, provenance, shown, write_json
 from torch import Tensor
@@ -144,7 +145,7 @@ def verdict(table: dict[str, dict[str, float]]) -> str:
     return f"Of {len(table)} changes, ρ moves less than {listed}."
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     parser.add_argument("--size", type=int, default=32, help="side of the images, in pixels")
@@ -152,15 +153,10 @@ def main() -> int:
     parser.add_argument("--layers", help="of ρ, separated by commas (default: the default recipe's)")
     parser.add_argument("--out", type=Path, default=Path("contrast.json"), metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
-    try:
-        return run(arguments)
-    except PadError as error:
-        print(f"contrast.py: {error}", file=sys.stderr)
-        return 2
+    run(parser.parse_args())
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     origin = provenance()
     found: list[dict[str, Any]] = []
     pages = []
@@ -185,8 +181,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.markdown:
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
         arguments.markdown.write_text("\n".join([PAGE, *pages]), encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -1,4 +1,4 @@
-"""Processes side by side, each with its share of the processor."""
+"""Benchmarks as programs: how one ends, and processes side by side, each with its share of the processor."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from pad.errors import PadError
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def exit_status(run: Callable[[], int | None]) -> int:
+    """What `run` returns, 0 for None; 2 and one line on standard error for a PadError."""
+    try:
+        return run() or 0
+    except PadError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 2
 
 
 def side_by_side(commands: Mapping[str, Sequence[str]], jobs: int, logs: Path) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from baselines import BASELINES, COLOURS, FEATURES, PIXELS, TITLES, backbone_features, hsv_histograms
-from jobs import side_by_side, use_share_of_processor
+from jobs import exit_status, side_by_side, use_share_of_processor
 from protocol import Task, dataset_task, folder_task, metrics, raw_pixels, tensors, train_and_score
 from provenance import made_by, markdown, plain, provenance, stamp, write_json
 
@@ -295,24 +295,20 @@ def report(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = parse_arguments()
-    try:
-        if arguments.one:
-            use_share_of_processor()
-            if arguments.one == ["baselines"]:
-                run_baselines(arguments)
-            else:
-                method, label, seed = arguments.one
-                run_training(arguments, method, int(label), int(seed))
-            return 0
-        if arguments.config:
-            load_recipe(arguments.config)  # a wrong name is better known before ten processes start
-        failed = run_missing(arguments)
-        report(arguments)
-        return 1 if failed else 0
-    except PadError as error:
-        print(f"quality.py: {error}", file=sys.stderr)
-        return 2
+    if arguments.one:
+        use_share_of_processor()
+        if arguments.one == ["baselines"]:
+            run_baselines(arguments)
+        else:
+            method, label, seed = arguments.one
+            run_training(arguments, method, int(label), int(seed))
+        return 0
+    if arguments.config:
+        load_recipe(arguments.config)  # a wrong name is better known before ten processes start
+    failed = run_missing(arguments)
+    report(arguments)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

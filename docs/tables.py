@@ -1,6 +1,7 @@
-"""Writes the README's results from the zoo's index and models: `python docs/tables.py`.
+"""Writes the README's tables: `python docs/tables.py`.
 
-Every number comes from the `summary.json` that the evaluation of a model wrote beside it.
+The zoo's come from the `summary.json` that the evaluation of a model wrote beside it, the others from the
+pages that benchmarks wrote.
 """
 
 from __future__ import annotations
@@ -12,10 +13,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
-START, END = (
-    "<!-- results: written by docs/tables.py; do not edit between these marks -->",
-    "<!-- /results -->",
-)
+MARKS = re.compile(r"(<!-- written by docs/tables.py: (\S+) -->\n).*?(\n<!-- / -->)", re.S)
 
 
 def results() -> str:
@@ -40,14 +38,16 @@ def results() -> str:
     return "\n".join(lines)
 
 
+def block(what: str) -> str:
+    """The text between the marks of `what`: "zoo", or a page."""
+    return results() if what == "zoo" else (ROOT / what).read_text(encoding="utf-8").rstrip()
+
+
 def main() -> None:
     """Replaces what lies between the marks in README.md."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    block = f"{START}\n{results()}\n{END}"
-    readme.write_text(
-        re.sub(re.escape(START) + ".*?" + re.escape(END), lambda _: block, text, flags=re.S), "utf-8"
-    )
+    readme.write_text(MARKS.sub(lambda found: f"{found[1]}{block(found[2])}{found[3]}", text), "utf-8")
 
 
 if __name__ == "__main__":

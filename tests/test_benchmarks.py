@@ -112,6 +112,14 @@ def test_ablation_never_opens_the_test_split(data_root: Path, tmp_path: Path) ->
     assert results[0]["test_images"] == 24 + 5 * 10
     assert "no critics" in done.stdout
     assert "| no critics |" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    channels = bench(
+        "channels.py", "--ablation", "out", "--data-root", ".", "--classes", 9, "--anomalies", 10,
+        "--device", "cpu", "--markdown", "channels.md", cwd=tmp_path,
+    )  # fmt: skip
+    rows = [line.split() for line in channels.stdout.splitlines()]
+    assert float(rows[1][1]) == pytest.approx(results[0]["roc_auc"]["value"], abs=1e-4)  # rho alone
+    assert {"ρ + 1 D_x", "D_x"} <= {line.split("  ")[0] for line in channels.stdout.splitlines()}
+    assert "| D_x |" in (tmp_path / "channels.md").read_text(encoding="utf-8")
 
 
 def test_ablation_names_an_unknown_row(tmp_path: Path) -> None:
