@@ -232,9 +232,11 @@ def trace_curve(
         synchronize(device)
         spent += time.perf_counter() - begun
         if spent >= marks[0]:
+            mark = max(mark for mark in marks if mark <= spent)
             marks = [mark for mark in marks if mark > spent]
             auc = float(roc_auc_score(labels, as_detector(trainer).score(test)))
-            points.append({"minutes": spent / 60, "steps": trainer.steps_done, "roc_auc": auc})
+            steps = trainer.steps_done
+            points.append({"mark": mark / 60, "minutes": spent / 60, "steps": steps, "roc_auc": auc})
     return {"curve": points}
 
 
@@ -371,9 +373,10 @@ def table(name: str, found: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     whole = [side["setup_seconds"] + side["steps"] * side["seconds_a_step"] for side in (ours, theirs)]
     gain = whole[1] / whole[0]
     rows.append(["whole training, minutes", *(f"{s / 60:.1f}" for s in whole), f"{gain:.0f}×"])
-    for point, other in zip(ours.get("curve", ())[::2], theirs.get("curve", ())[::2], strict=False):
-        rows.append([f"ROC AUC after {point['minutes']:.2g} minutes", f"{point['roc_auc']:.3f}",
-                     f"{other['roc_auc']:.3f} ({other['minutes']:.2g} min)", ""])  # fmt: skip
+    reached = {point["mark"]: f"{point['roc_auc']:.3f}" for point in ours.get("curve", ())}
+    for point in theirs.get("curve", ())[::-2][::-1]:
+        title = f"ROC AUC after {point['mark']:.2g} minutes"
+        rows.append([title, reached.get(point["mark"], "-"), f"{point['roc_auc']:.3f}", ""])
     return [name, "pad", "published recipe", "gain"], rows
 
 

@@ -33,7 +33,7 @@ class Config:
     # Networks (Table 2 of the paper's supplement): channels from the input of each network to its output
     latent_dim: int = 32
     latent_resolution: int = 1  # the latent is (latent_dim, r, r)
-    generator_channels: tuple[int, ...] = (32, 32, 32, 16)
+    generator_channels: tuple[int, ...] = (32, 32, 32, 32)
     encoder_channels: tuple[int, ...] = (32, 32, 32, 32)
     critic_channels: tuple[int, ...] = (32, 32, 32, 32)
     latent_critic_channels: tuple[int, ...] = (128, 128)

@@ -34,7 +34,7 @@ def choose(values: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
 
     channels: 1 if every probed image is grey. size: 32 for images up to 48 pixels on the shorter side, else
     64; larger ones cost four times as much each and are asked for with `--set size=128`. Widths: 32 for
-    every resolution, half as many where the generator is at full resolution, its most expensive place.
+    every resolution.
     """
     values = dict(values)
     sides, colourful = _probe(images)
@@ -49,8 +49,6 @@ def choose(values: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
         if values.get(key) == "auto":
             start = 4 if key == "critic_channels" else max(4, resolution)
             values[key] = [WIDTH] * max(1, (size // start).bit_length())
-            if key == "generator_channels":
-                values[key][-1] //= 2
     return values
 
 
