@@ -18,7 +18,7 @@ import glob
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -463,22 +463,29 @@ def _together(pixels: list[tuple[torch.Tensor, float]], config: Config) -> torch
 
 
 def load_all(
-    images: ImageSet, config: Config, workers: int = 2
+    images: ImageSet,
+    config: Config,
+    workers: int = 2,
+    half: bool = False,
+    progress: Callable[[int], object] | None = None,
 ) -> tuple[torch.Tensor, list[int], list[tuple[int, str]]]:
-    """All readable images in memory, decoded by `workers` threads.
+    """All readable images in memory, decoded by `workers` threads; `progress` is told of so many more.
 
-    Returns float32 (n, channels, size, size) in [-1, 1], the indices of its rows in `images`, and the errors
-    as in Batch.
+    Returns float32 (or, to save memory, float16) (n, channels, size, size) in [-1, 1], the indices of its
+    rows in `images`, and the errors as in Batch.
     """
     import torch
 
-    pixels = torch.empty(len(images), config.channels, config.size, config.size)
+    shape = (len(images), config.channels, config.size, config.size)
+    pixels = torch.empty(shape, dtype=torch.float16 if half else torch.float32)
     kept: list[int] = []
     errors: list[tuple[int, str]] = []
     for batch in stream(images, config, 64, workers):
         pixels[len(kept) : len(kept) + len(batch.indices)] = batch.tensor
         kept += batch.indices
         errors += batch.errors
+        if progress is not None:
+            progress(len(batch.indices) + len(batch.errors))
     return pixels[: len(kept)], kept, errors
 
 

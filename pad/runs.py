@@ -29,7 +29,7 @@ from tqdm import tqdm
 import pad
 from pad.calibration import calibration_split
 from pad.config import Config, to_mapping
-from pad.data import ImageSet, resolve, stream
+from pad.data import ImageSet, load_all, resolve, stream
 from pad.detector import BATCH_SIZE, Detector
 from pad.errors import PadError
 from pad.files import atomic
@@ -96,16 +96,9 @@ def load_images(images: ImageSet, config: Config, progress: bool = False) -> tup
     bytes_needed = 2 * len(images) * config.channels * config.size**2
     if bytes_needed > CACHE_BYTES:
         return FileImages(images, config), []
-    pixels = torch.empty(len(images), config.channels, config.size, config.size, dtype=torch.float16)
-    count, errors = 0, []
-    bar = _bar(len(images), "reading", "image", progress)
-    for batch in stream(images, config, 64):
-        pixels[count : count + len(batch.tensor)] = batch.tensor
-        count += len(batch.tensor)
-        errors += [f"{images.samples[i].name}: {reason}" for i, reason in batch.errors]
-        bar.update(len(batch.tensor) + len(batch.errors))
-    bar.close()
-    return MemoryImages(pixels[:count]), errors
+    with _bar(len(images), "reading", "image", progress) as bar:
+        pixels, _, errors = load_all(images, config, half=True, progress=bar.update)
+    return MemoryImages(pixels), [f"{images.samples[i].name}: {reason}" for i, reason in errors]
 
 
 def split_images(images: ImageSet, config: Config) -> tuple[ImageSet, ImageSet]:
