@@ -258,14 +258,22 @@ def table_rows(
     return header, rows
 
 
-def remarks(summary: dict[str, dict[str, Any]], names: dict[int, str]) -> str:
-    """Where `pad` is not ahead of kNN, in a sentence."""
-    if not {"pad", "knn"} <= summary.keys():
-        return ""
-    ours, theirs = summary["pad"]["classes"], summary["knn"]["classes"]
-    pairs = {k: (ours.get(k, {}).get("value"), knn["value"]) for k, knn in theirs.items()}
-    behind = [names[int(k)] for k, (a, b) in pairs.items() if a is not None and b is not None and a < b]
-    return f"Behind kNN on pixels: {', '.join(behind) or 'no class'}."
+def remarks(summary: dict[str, dict[str, Any]], names: dict[int, str], results: list[dict[str, Any]]) -> str:
+    """How long `pad` trained, and where it is not ahead of kNN, in a sentence each."""
+    sentences = []
+    trained = [result["training"] for result in results if result["method"] == "pad"]
+    if trained:
+        minutes = [training["seconds"] / 60 for training in trained]
+        machines = "; ".join(dict.fromkeys(training["hardware"] for training in trained))
+        sentences.append(
+            f"pad trained for {min(minutes):.1f} to {max(minutes):.1f} minutes a class ({machines})."
+        )
+    if {"pad", "knn"} <= summary.keys():
+        ours, theirs = summary["pad"]["classes"], summary["knn"]["classes"]
+        pairs = {k: (ours.get(k, {}).get("value"), knn["value"]) for k, knn in theirs.items()}
+        behind = [names[int(k)] for k, (a, b) in pairs.items() if a is not None and b is not None and a < b]
+        sentences.append(f"Behind kNN on pixels: {', '.join(behind) or 'no class'}.")
+    return " ".join(sentences)
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -279,7 +287,7 @@ def report(arguments: argparse.Namespace) -> None:
     origin = made_by(provenance(arguments.device), results)
     content = {**origin, "seeds": arguments.seeds, "roc_auc": summary, "results": results}
     write_json(arguments.out / "results.json", content)
-    note = remarks(summary, names)
+    note = remarks(summary, names, results)
     print(f"{plain(header, rows)}\n{note}")
     if arguments.markdown:
         seeds = f"Seed{'s' if len(arguments.seeds) > 1 else ''} {', '.join(map(str, arguments.seeds))}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
-MARKS = re.compile(r"(<!-- written by docs/tables.py: (\S+) -->\n).*?(\n<!-- / -->)", re.S)
+MARKS = re.compile(r"(<!-- written by docs/tables.py: (\S+) -->\n).*?(<!-- / -->)", re.S)
 
 
 def results() -> str:
@@ -47,7 +47,7 @@ def main() -> None:
     """Replaces what lies between the marks in README.md."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    readme.write_text(MARKS.sub(lambda found: f"{found[1]}{block(found[2])}{found[3]}", text), "utf-8")
+    readme.write_text(MARKS.sub(lambda found: f"{found[1]}{block(found[2])}\n{found[3]}", text), "utf-8")
 
 
 if __name__ == "__main__":
