@@ -19,6 +19,14 @@ SIMILARITIES = ("relative-perceptual-l1", "l1", "l2", "ssim", "lpips")
 BACKBONES = ("vgg16-st", "vgg16", "vgg19")
 
 
+def coarsest_resolution(size: int, latent_resolution: int = 1) -> int:
+    """Side of the coarsest feature map of a network for images of `size`: `size` halved until it is 4 to 7,
+    or the latent's own resolution where that is finer. All sides are in pixels."""
+    while size >= 8:
+        size //= 2
+    return max(size, latent_resolution)
+
+
 @dataclass(frozen=True)
 class Config:
     """All settings of a recipe. The defaults are the quick recipe at 32x32 grey; `zoo/configs/` holds the
@@ -33,7 +41,7 @@ class Config:
     # Networks (Table 2 of the paper's supplement): channels from the input of each network to its output
     latent_dim: int = 32
     latent_resolution: int = 1  # the latent is (latent_dim, r, r)
-    generator_channels: tuple[int, ...] = (32, 32, 32, 32)
+    generator_channels: tuple[int, ...] = (32, 32, 32, 16)
     encoder_channels: tuple[int, ...] = (32, 32, 32, 32)
     critic_channels: tuple[int, ...] = (32, 32, 32, 32)
     latent_critic_channels: tuple[int, ...] = (128, 128)
@@ -46,11 +54,11 @@ class Config:
     layers: Mapping[str, float] = field(default_factory=lambda: {"relu3_1": 1.0})  # layer: weight
     standardize: str = "sigma"  # divide features by "sigma" (the paper) or "variance" (its public code)
     sigma_floor: float = 0.3  # least sigma of a channel, as a share of its root mean square over channels
-    backbone_scale: float = 0.75  # images are resized by this for the backbone, which is most of the work
+    backbone_scale: float = 0.75  # images are resized by this, to a multiple of 4 pixels, for the backbone
     statistics: str = "normal"  # where mu and sigma come from: "normal" training images, or a folder
 
     # Training
-    steps: int = 500  # of E and G
+    steps: int = 1000  # of E and G
     batch_size: int = 64
     learning_rate: float = 2e-3  # of E and G
     critic_learning_rate: float = 2e-3
@@ -168,6 +176,11 @@ _EXPECTED = {
 }
 
 
+def _is_doubled(side: int, start: int) -> bool:
+    """Whether doubling `start` leads to `side`."""
+    return side % start == 0 and (side // start).bit_count() == 1
+
+
 def check(config: Config) -> None:
     """Raises PadError for a value outside its range, naming what was given and what fits."""
 
@@ -176,11 +189,15 @@ def check(config: Config) -> None:
             raise PadError(f"setting '{key}' cannot be {getattr(config, key)!r}; it takes {what}")
 
     size, r = config.size, config.latent_resolution
-    need(16 <= size <= 256 and size & (size - 1) == 0, "size", "a power of two from 16 to 256")
+    coarsest = coarsest_resolution(size)
+    need(16 <= size <= 256 and _is_doubled(size, coarsest), "size",
+         "16, 20, 24 or 28 pixels, or one of these doubled up to 256")  # fmt: skip
     need(config.channels in (1, 3), "channels", "1 (grey) or 3 (colour)")
     need(config.fit in ("crop", "stretch"), "fit", "'crop' or 'stretch'")
     need(config.crop is None or config.crop >= 1, "crop", "null or at least 1 pixel")
-    need(1 <= r <= size // 4 and r & (r - 1) == 0, "latent_resolution", "a power of two, at most size / 4")
+    need(r >= 1 and (coarsest % r == 0 or (r <= size // 4 and _is_doubled(r, coarsest))), "latent_resolution",
+         f"a divisor of {coarsest}, the coarsest resolution of size {size}, or its double up to a quarter of "
+         "the size")  # fmt: skip
     for key in ("latent_dim", "batch_size", "steps", "n_critic", "gradient_penalty_every", "balance_every",
                 "log_every", "checkpoint_every"):  # fmt: skip
         need(getattr(config, key) >= 1, key, "a whole number of at least 1")

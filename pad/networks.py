@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pad.config import Config
+from pad.config import Config, coarsest_resolution
 from pad.errors import PadError
 
 SLOPE = 0.2
@@ -24,14 +24,9 @@ def _activation() -> nn.Module:
     return nn.LeakyReLU(SLOPE)
 
 
-def _start_resolution(latent_resolution: int) -> int:
-    """The coarsest feature map: 4x4, or the latent's own resolution where that is finer."""
-    return max(latent_resolution, 4)
-
-
 def check_widths(name: str, widths: Sequence[int], size: int, latent_resolution: int) -> None:
     """Raises PadError unless there is one width for each resolution from the coarsest to `size`."""
-    start = _start_resolution(latent_resolution)
+    start = coarsest_resolution(size, latent_resolution)
     needed = (size // start).bit_length()
     if len(widths) != needed:
         resolutions = [start << i for i in range(needed)]
@@ -74,10 +69,11 @@ class Generator(nn.Module):
         super().__init__()
         widths, r = config.generator_channels, config.latent_resolution
         check_widths("generator_channels", widths, config.size, r)
-        # A 4x4 kernel spreads a 1x1 latent over the first 4x4 feature map.
+        start = coarsest_resolution(config.size, r)
+        # A 4x4 kernel spreads a 1x1 latent over a first feature map of 4x4.
         self.stem: nn.Module
-        if r < 4:
-            self.stem = nn.ConvTranspose2d(config.latent_dim, widths[0], 4 // r, stride=4 // r)
+        if r < start:
+            self.stem = nn.ConvTranspose2d(config.latent_dim, widths[0], start // r, stride=start // r)
         else:
             self.stem = nn.Conv2d(config.latent_dim, widths[0], 3, padding=1)
         self.blocks = nn.Sequential(
@@ -148,13 +144,14 @@ class Encoder(nn.Module):
         widths, r = config.encoder_channels, config.latent_resolution
         self.latent_shape = (config.latent_dim, r, r)
         self.down = _Down("encoder_channels", config, widths, r)
-        kernel = 4 // r if r < 4 else 3
+        start = coarsest_resolution(config.size, r)
+        kernel = start // r if r < start else 3
         self.mix = nn.Conv2d(
             self.down.out_channels,
             widths[-1],
             kernel,
-            stride=kernel if r < 4 else 1,
-            padding=0 if r < 4 else 1,
+            stride=kernel if r < start else 1,
+            padding=0 if r < start else 1,
         )
         self.head = nn.Conv2d(widths[-1], config.latent_dim, 1)
         self.norm = LatentNorm(config.latent_dim * r * r) if config.latent_norm else None
@@ -184,7 +181,7 @@ class ImageCritic(nn.Module):
         super().__init__()
         widths = config.critic_channels
         self.down = _Down("critic_channels", config, widths, 1)
-        self.mix = nn.Conv2d(self.down.out_channels + 1, widths[-1], 4)
+        self.mix = nn.Conv2d(self.down.out_channels + 1, widths[-1], coarsest_resolution(config.size))
         self.head = nn.Conv2d(widths[-1], 1, 1)
         initialize(self)
 

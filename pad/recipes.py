@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pad.config import Config, from_mapping, load_recipe
+from pad.config import Config, coarsest_resolution, from_mapping, load_recipe
 from pad.errors import PadError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "folder"
 PROBED = 32  # images looked at
-WIDTH = 32  # of every feature map, as in the paper for images of 32x32
+WIDTH = 32  # of feature maps, as in the paper for images of 32x32
 _AUTO_WIDTHS = ("generator_channels", "encoder_channels", "critic_channels")
 
 
@@ -32,23 +32,26 @@ def build_config(name: str | None, settings: Mapping[str, Any], images: ImageSet
 def choose(values: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
     """`values` with its `auto` settings replaced.
 
-    channels: 1 if every probed image is grey. size: 32 for images up to 48 pixels on the shorter side, else
-    64; larger ones cost four times as much each and are asked for with `--set size=128`. Widths: 32 for
-    every resolution.
+    channels: 1 if every probed image is grey. size: 28 for images up to 28 pixels on the shorter side, 32 up
+    to 48, else 64; larger ones cost four times as much each and are asked for with `--set size=128`. Widths:
+    32 for every resolution, but for the generator's full one, where convolutions cost most: 16.
     """
     values = dict(values)
     sides, colourful = _probe(images)
     if values.get("channels") == "auto":
         values["channels"] = 3 if colourful else 1
     if values.get("size") == "auto":
-        values["size"] = 32 if np.median(sides) <= 48 else 64
+        side = np.median(sides)
+        values["size"] = 28 if side <= 28 else 32 if side <= 48 else 64
     size, resolution = values.get("size", Config.size), values.get("latent_resolution", 1)
     if not isinstance(size, int) or not isinstance(resolution, int):
         return values  # from_mapping says what is wrong with them
     for key in _AUTO_WIDTHS:
         if values.get(key) == "auto":
-            start = 4 if key == "critic_channels" else max(4, resolution)
+            start = coarsest_resolution(size, 1 if key == "critic_channels" else resolution)
             values[key] = [WIDTH] * max(1, (size // start).bit_length())
+            if key == "generator_channels":
+                values[key][-1] = WIDTH // 2
     return values
 
 

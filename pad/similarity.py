@@ -7,6 +7,7 @@ Images are (n, 1 or 3, h, w) in [-1, 1]; 0 for equal images, higher is more diff
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -111,7 +112,8 @@ Similarity = RelativePerceptualL1 | PixelSimilarity
 def build_similarity(config: Config) -> Similarity:
     """The similarity that a recipe names. Raises PadError if its backbone cannot be had."""
     if config.similarity == "relative-perceptual-l1":
-        size = None if config.backbone_scale == 1 else round(config.backbone_scale * config.size)
+        # A side that two poolings halve without a rest: they would drop what is left over at the border.
+        size = None if config.backbone_scale == 1 else 4 * math.ceil(config.backbone_scale * config.size / 4)
         backbone = Backbone(config.backbone, config.layers, config.backbone_weights, size)
         return RelativePerceptualL1(
             backbone,

@@ -18,7 +18,7 @@ from pad.datasets import FASHION_CLASSES
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
-    "latent_dim=8", "generator_channels=[8,8,8,8]", "encoder_channels=[8,8,8,8]", "critic_channels=[8,8,8,8]",
+    "latent_dim=8", "generator_channels=[8,8,8]", "encoder_channels=[8,8,8]", "critic_channels=[8,8,8]",
     "latent_critic_channels=[16]", "layers=relu2_2", "batch_size=8", "warm_up=0.2", "sample_every=0",
 ]  # fmt: skip
 

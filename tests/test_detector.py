@@ -16,9 +16,9 @@ from pad.errors import PadError
 SMALL = {
     "steps": 30,
     "latent_dim": 8,
-    "generator_channels": [8, 8, 8, 8],
-    "encoder_channels": [8, 8, 8, 8],
-    "critic_channels": [8, 8, 8, 8],
+    "generator_channels": [8, 8, 8],
+    "encoder_channels": [8, 8, 8],
+    "critic_channels": [8, 8, 8],
     "latent_critic_channels": [16],
     "batch_size": 16,
 }
@@ -170,7 +170,7 @@ def test_errors_name_the_image_and_the_argument(
 def test_fit_on_arrays_and_on_too_few(fashion: Path, boots: Path) -> None:
     arrays = np.stack([np.asarray(Image.open(f)) for f in sorted(boots.glob("*.png"))[:20]])
     model = pad.fit(arrays, device="cpu", **{**SMALL, "steps": 2})
-    assert model.config.size == 32
+    assert model.config.size == 28
     assert model.config.channels == 1
     with pytest.raises(PadError, match="at least 8 normal images; found 5"):
         pad.fit(arrays[:5], device="cpu", **SMALL)
@@ -179,7 +179,8 @@ def test_fit_on_arrays_and_on_too_few(fashion: Path, boots: Path) -> None:
 
 
 def test_fit_takes_a_whole_config(boots: Path) -> None:
-    config = Config(**{**SMALL, "steps": 2, **{k: tuple(v) for k, v in SMALL.items() if isinstance(v, list)}})
+    tuples = {k: tuple(v) for k, v in SMALL.items() if isinstance(v, list)}
+    config = Config(**{**SMALL, "size": 28, "steps": 2, **tuples})
     assert pad.fit(boots, config, device="cpu").config == config
 
 

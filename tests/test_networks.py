@@ -1,18 +1,19 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from pad.config import Config, from_mapping, load_recipe, recipe_names
+from pad.config import Config, coarsest_resolution, from_mapping, load_recipe, recipe_names
 from pad.errors import PadError
 from pad.networks import LatentNorm, ResidualBlock, build_networks, minibatch_standard_deviation
 
 
 def small(size: int, channels: int, resolution: int) -> Config:
-    start = max(4, resolution)
-    widths = (4,) * (size // start).bit_length()
+    widths = (4,) * (size // coarsest_resolution(size, resolution)).bit_length()
     return Config(
         size=size,
         channels=channels,
@@ -20,14 +21,38 @@ def small(size: int, channels: int, resolution: int) -> Config:
         latent_resolution=resolution,
         generator_channels=widths,
         encoder_channels=widths,
-        critic_channels=(4,) * (size // 4).bit_length(),
+        critic_channels=(4,) * (size // coarsest_resolution(size)).bit_length(),
         latent_critic_channels=(8,),
     )
 
 
-@pytest.mark.parametrize("size", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize(
+    ("size", "coarsest"),
+    [(16, 4), (20, 5), (24, 6), (28, 7), (32, 4), (40, 5), (56, 7), (64, 4), (192, 6), (224, 7), (256, 4)],
+)
+def test_sizes_halve_down_to_four_to_seven_pixels(size: int, coarsest: int) -> None:
+    assert coarsest_resolution(size) == coarsest
+    assert coarsest_resolution(size, 2 * coarsest) == 2 * coarsest
+    Config(size=size)
+
+
+@pytest.mark.parametrize("size", [0, 8, 12, 18, 26, 30, 36, 44, 100, 250, 512])
+def test_sizes_that_do_not_halve_are_refused(size: int) -> None:
+    with pytest.raises(PadError, match=r"'size' cannot be .* 16, 20, 24 or 28 pixels"):
+        Config(size=size)
+
+
+@pytest.mark.parametrize(("size", "resolution"), [(32, 3), (32, 16), (28, 4), (28, 0), (28, 14), (24, 4)])
+def test_latents_that_do_not_fit_the_size_are_refused(size: int, resolution: int) -> None:
+    with pytest.raises(PadError, match=r"'latent_resolution' cannot be .* a divisor of "):
+        Config(size=size, latent_resolution=resolution)
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution"),
+    [*itertools.product([16, 32, 64, 128, 256], [1, 4]), (20, 1), (24, 3), (28, 1), (28, 7), (56, 14)],
+)
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("resolution", [1, 4])
 def test_shapes(size: int, channels: int, resolution: int) -> None:
     networks = build_networks(small(size, channels, resolution))
     x = torch.rand(2, channels, size, size) * 2 - 1

@@ -43,7 +43,7 @@ def test_the_promise_breaks_when_calibrated_on_training_images(boots: Path) -> N
     seen, fresh = files[:40], files[40:]
     detector = pad.fit(
         seen, device="cpu", similarity="l1", steps=500, batch_size=12, latent_dim=24, ema=0.95,
-        generator_channels=[32] * 4, encoder_channels=[16] * 4, critic_channels=[8] * 4,
+        generator_channels=[32] * 3, encoder_channels=[16] * 3, critic_channels=[8] * 3,
         image_critic=False, latent_critic=False, learning_rate=4e-3,
     )  # fmt: skip
     learned, _ = split_images(resolve(seen, "train"), detector.config)
