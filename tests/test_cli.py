@@ -86,7 +86,7 @@ def test_a_run_folder_holds_what_the_contract_says(trained: Path) -> None:
     ]
     for step in (1, 10, 20):
         with Image.open(trained / "samples" / f"step-{step:08d}.png") as grid:
-            assert grid.size == (8 * 34 + 2, 3 * 34 + 2)
+            assert grid.size == (8 * 30 + 2, 3 * 30 + 2)
     log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [5, 10, 15, 20]
     assert {
