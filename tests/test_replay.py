@@ -89,7 +89,7 @@ def test_a_model_replays_what_it_calls_normal(old: Detector) -> None:
     assert latents.shape == (50, 8, 1, 1)
     replay = make_replay(old, 30)
     assert replay.generated
-    assert replay.training.shape == (30, 1, 32, 32)
+    assert replay.training.shape == (30, 1, 28, 28)
     assert torch.equal(replay.held_out, generate(old, latents))
     assert torch.equal(replay.training, make_replay(old, 30).training)
     # Its own images lie nearer to what it can make than real ones do.
@@ -103,7 +103,7 @@ def test_a_model_that_kept_no_latents_replays_the_prior(model: Path) -> None:
     del detector.calibration.extra["replay"]
     replay = make_replay(detector, 12)
     assert "prior" in replay.source
-    assert replay.training.shape == (12, 1, 32, 32)
+    assert replay.training.shape == (12, 1, 28, 28)
     detector.calibration.extra["replay"] = [[1.0, 2.0]]
     with pytest.raises(PadError, match="'replay' must hold lists of 8 finite numbers"):
         make_replay(detector, 12)
@@ -181,7 +181,7 @@ def test_refused(model: Path, boots: Path, trousers: Path, photographs: Path, tm
         "--replay goes with --from"
         in run("train.py", "--data", boots, "--out", tmp_path / "a", "--replay", boots, status=2).stderr
     )
-    assert "size 32 and cannot go on with 64" in fine_tune(
+    assert "size 28 and cannot go on with 64" in fine_tune(
         model, trousers, tmp_path / "b", "--set", "size=64", status=2
     )
     assert "channels 1 and cannot go on with 3" in fine_tune(

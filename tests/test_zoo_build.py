@@ -49,7 +49,7 @@ def test_the_model_verifies_and_is_in_the_index(built: tuple[Path, Path]) -> Non
     root, _ = built
     assert "12 images score as recorded" in verify_model(NAME, root)
     entry = read_index(root)[NAME]
-    assert (entry.title, entry.licence, entry.images, entry.size) == ("Boots", "mit", 70, 32)
+    assert (entry.title, entry.licence, entry.images, entry.size) == ("Boots", "mit", 70, 28)
     files = {name.partition("/")[0] for name in entry.files}
     assert files == {"model.safetensors", "config.yaml", "calibration.json", "README.md", "card.png",
                      "samples", "summary.json", "verify.json"}  # fmt: skip
