@@ -235,7 +235,8 @@ def hardware(device: torch.device) -> str:
     """A few words on the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads ({platform.machine()})"
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''} ({platform.machine()})"
 
 
 def check_start(config: Config, start: Detector) -> None:
