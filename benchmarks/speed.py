@@ -43,7 +43,7 @@ from pad.calibration import Calibration
 from pad.commands import score_rows
 from pad.config import Config, from_mapping, load_recipe, parse_assignments
 from pad.data import ImageSet, resolve
-from pad.detector import Detector
+from pad.detector import BATCH_SIZE, Detector
 from pad.devices import pick_device
 from pad.errors import PadError
 from pad.networks import build_networks
@@ -203,7 +203,7 @@ def time_scoring(
     few, _ = load_images(images.subset(range(min(64, len(images)))), config)
     detector = as_detector(Trainer(config, few, device))
     files = resolve([str(folder / "png")], "evaluate")
-    batch = 32 if side == "published" else 64
+    batch = 32 if side == "published" else BATCH_SIZE
     list(score_rows(detector, files.subset(range(min(2 * batch, len(files)))), 0.05, batch))
     synchronize(device)
     begun = time.perf_counter()

@@ -73,7 +73,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--fail-on-anomaly", action="store_true", help="exit with status 3 if anything is flagged"
     )
     _add_device(parser)
-    parser.add_argument("--batch-size", type=_positive_int, default=64, metavar="N")
+    parser.add_argument("--batch-size", type=_positive_int, default=128, metavar="N")
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ from pad.similarity import Similarity, build_similarity
 if TYPE_CHECKING:
     from pad.explain import Explanation
 
-BATCH_SIZE = 64
+BATCH_SIZE = 128  # divided among the lanes of a CPU
 Result = TypeVar("Result")
 
 

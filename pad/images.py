@@ -34,6 +34,7 @@ from pad.geometry import seen_box
 # not.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_SMALL_FILE = 1 << 20  # bytes, read in one go
 _TOLERANCE = 1e-3  # by which a float tensor may leave [-1, 1], for the rounding of whoever made it
 
 # read_image() checks the size itself and refuses, and other oddities are either harmless or an error.
@@ -63,13 +64,16 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str = "") -> Image.
         return _decode(io.BytesIO(source), len(source), name or "image")
     name = name or os.fspath(source)
     try:
-        status = Path(source).stat()
+        path = Path(source)
+        status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise ImageError(name, "a folder, not an image")
         if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
             raise ImageError(name, "not a regular file")
-        with Path(source).open("rb") as file:
-            return _decode(file, status.st_size, name)
+        with path.open("rb", buffering=0) as file:
+            if status.st_size <= _SMALL_FILE:  # Pillow reads in many small bites
+                return _decode(io.BytesIO(file.read()), status.st_size, name)
+            return _decode(io.BufferedReader(file), status.st_size, name)
     except FileNotFoundError:
         raise ImageError(name, "no such file") from None
     except PermissionError:
