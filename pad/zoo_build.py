@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from pad.data import ImageSet, resolve, stream
-from pad.detector import Detector
+from pad.detector import BATCH_SIZE, Detector
 from pad.errors import PadError, did_you_mean
 from pad.zooindex import add_entry, zoo_folder
 
@@ -171,7 +171,7 @@ def trained(entry: Entry, run: Path, data_root: str | None, device: str) -> Dete
             f"{run} was trained on other images than {entry.data}: name another folder with --runs"
         )
     chosen = training.subset(weighing_indices(len(training)).tolist())
-    detector.fit_weights(batch.tensor for batch in stream(chosen, config, 64))
+    detector.fit_weights(batch.tensor for batch in stream(chosen, config, BATCH_SIZE))
     detector.calibrate(calibration)  # all that is measured after training is of this version
     return detector
 
