@@ -27,6 +27,12 @@ def coarsest_resolution(size: int, latent_resolution: int = 1) -> int:
     return max(size, latent_resolution)
 
 
+def feature_resolutions(size: int, latent_resolution: int = 1) -> list[int]:
+    """Sides of a network's feature maps in pixels: the coarsest, and its doubles up to `size`."""
+    start = coarsest_resolution(size, latent_resolution)
+    return [start << i for i in range((size // start).bit_length())]
+
+
 @dataclass(frozen=True)
 class Config:
     """All settings of a recipe. The defaults are the quick recipe at 32x32 grey; `zoo/configs/` holds the

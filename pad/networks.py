@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pad.config import Config, coarsest_resolution
+from pad.config import Config, coarsest_resolution, feature_resolutions
 from pad.errors import PadError
 
 SLOPE = 0.2
@@ -26,13 +26,11 @@ def _activation() -> nn.Module:
 
 def check_widths(name: str, widths: Sequence[int], size: int, latent_resolution: int) -> None:
     """Raises PadError unless there is one width for each resolution from the coarsest to `size`."""
-    start = coarsest_resolution(size, latent_resolution)
-    needed = (size // start).bit_length()
-    if len(widths) != needed:
-        resolutions = [start << i for i in range(needed)]
+    resolutions = feature_resolutions(size, latent_resolution)
+    if len(widths) != len(resolutions):
         raise PadError(
             f"setting '{name}' has {len(widths)} widths {list(widths)}, but size {size} with "
-            f"latent_resolution {latent_resolution} takes {needed}, one for each of {resolutions}"
+            f"latent_resolution {latent_resolution} takes {len(resolutions)}, one for each of {resolutions}"
         )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pad.config import Config, coarsest_resolution, from_mapping, load_recipe
+from pad.config import Config, feature_resolutions, from_mapping, load_recipe
 from pad.errors import PadError
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def choose(values: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
         return values  # from_mapping says what is wrong with them
     for key in _AUTO_WIDTHS:
         if values.get(key) == "auto":
-            start = coarsest_resolution(size, 1 if key == "critic_channels" else resolution)
-            values[key] = [WIDTH] * max(1, (size // start).bit_length())
+            latent = 1 if key == "critic_channels" else resolution
+            values[key] = [WIDTH] * max(1, len(feature_resolutions(size, latent)))
             if key == "generator_channels":
                 values[key][-1] = WIDTH // 2
     return values
