@@ -23,8 +23,9 @@ from protocol import Task, training_split_task
 from provenance import markdown, plain, provenance
 from sklearn.metrics import roc_auc_score
 
+from pad.config import BATCH_SIZE
 from pad.data import ImageSet, stream
-from pad.detector import BATCH_SIZE, Detector
+from pad.detector import Detector
 from pad.runs import split_images
 
 WEIGHTS = (0.25, 0.5, 1.0)

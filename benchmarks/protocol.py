@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pad.commands import score_rows
-from pad.config import Config, to_mapping
+from pad.config import BATCH_SIZE, Config, to_mapping
 from pad.data import ImageSet, load_all, resolve
 from pad.datasets import DATASETS
-from pad.detector import BATCH_SIZE
 from pad.devices import pick_device
 from pad.errors import PadError
 from pad.metrics import detection_metrics

@@ -1,12 +1,12 @@
 """Speed of `pad` and of the published recipe, in one run on one machine.
 
     python benchmarks/speed.py [--data fashion-mnist:9] [--data-root DIR] [--out speed.json] [--markdown FILE]
-        [--steps 48] [--images 2000] [--device cpu cuda] [--model MODEL] [--curve MINUTES]
+        [--steps 48] [--images 4000] [--rounds 3] [--device cpu cuda] [--model MODEL] [--curve MINUTES]
 
 Measured are seconds a training step, images/s in training and in scoring from PNG files, peak memory (each
 side has a process of its own), floating-point operations against what the device reaches in a plain bfloat16
 matrix product, the start of `pad evaluate` on one image, and how the ranks of scores in bfloat16 and in
-float32 agree.
+float32 agree. Both sides take turns, three times, and the medians count.
 The published recipe is `zoo/configs/fashion-mnist.yaml`, with the same VGG weights as `pad` (vgg16-st):
 float32, relu4_2, batches of 32, nothing cached. It runs by this package's code, so what that has gained in
 general (memory layout, prefetching of images) is given to both.
@@ -22,11 +22,12 @@ import json
 import os
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ from torch.utils.flop_counter import flop_registry
 import pad.training
 from pad.calibration import Calibration
 from pad.commands import score_rows
-from pad.config import Config, from_mapping, load_recipe, parse_assignments
+from pad.config import BATCH_SIZE, Config, from_mapping, load_recipe, parse_assignments
 from pad.data import ImageSet, resolve
-from pad.detector import BATCH_SIZE, Detector
+from pad.detector import Detector
 from pad.devices import pick_device
 from pad.errors import PadError
 from pad.networks import build_networks
@@ -70,9 +71,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, default=48, help="training steps to measure, over a whole schedule"
     )
-    parser.add_argument("--images", type=int, default=2000, help="PNG files to score")
+    parser.add_argument("--images", type=int, default=4000, help="PNG files to score")
     parser.add_argument(
         "--device", nargs="+", metavar="cpu|cuda", help="(default: cpu, and cuda if there is)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="measure both sides in turn so often; the medians count"
     )
     parser.add_argument("--starts", type=int, default=3, help="of `pad evaluate`; the best one counts")
     parser.add_argument("--config", metavar="FILE|NAME", help="recipe of pad")
@@ -336,13 +340,25 @@ def overtaken(curves: dict[str, list[dict[str, float]]]) -> dict[str, float] | N
     }
 
 
+def median_of(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The median of every number; words are the same in every round."""
+    return {
+        key: statistics.median(r[key] for r in rounds) if isinstance(value, float) else value
+        for key, value in rounds[0].items()
+    }
+
+
 def measure_device(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"hardware": hardware(name), "ceilings": ceilings(pick_device(name))}
+    # In turn, so that a machine that slows down meanwhile is equally slow to both.
+    rounds: dict[str, dict[str, list[Any]]] = {side: {"train": [], "score": []} for side in SIDES}
+    for _ in range(arguments.rounds):
+        for task in ("train", "score"):
+            for side in SIDES:
+                rounds[side][task].append(measure(arguments, task, side, name, folder))
     for side in SIDES:
-        found[side] = {
-            **measure(arguments, "train", side, name, folder),
-            **measure(arguments, "score", side, name, folder),
-        }
+        medians = {key: v for found_in in rounds[side].values() for key, v in median_of(found_in).items()}
+        found[side] = {**medians, "rounds": rounds[side]}
         reached = found[side]["gflop_a_late_step"] / found[side]["seconds_a_step"] / 1e3
         found[side]["share_of_bfloat16_ceiling"] = reached / found["ceilings"]["bfloat16_tflops"]
         if arguments.curve:

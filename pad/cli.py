@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from pad.config import BATCH_SIZE
 from pad.errors import PadError
 
 Arguments = argparse.Namespace
@@ -73,7 +74,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--fail-on-anomaly", action="store_true", help="exit with status 3 if anything is flagged"
     )
     _add_device(parser)
-    parser.add_argument("--batch-size", type=_positive_int, default=128, metavar="N")
+    parser.add_argument("--batch-size", type=_positive_int, default=BATCH_SIZE, metavar="N")
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:

@@ -14,9 +14,9 @@ import yaml
 from tqdm import tqdm
 
 from pad.config import Config, from_mapping, load_recipe, parse_assignments, to_mapping
-from pad.data import Batch, ImageSet, resolve, stream
+from pad.data import Batch, ImageSet, each_batch, resolve
 from pad.detector import Detector, Examined
-from pad.devices import in_parallel, lanes, pick_device
+from pad.devices import pick_device
 from pad.errors import PadError
 from pad.evaluation import format_table, summarize, write_summary
 from pad.files import atomic
@@ -250,9 +250,8 @@ def score_rows(
         return batch, examined.scores.tolist(), examined
 
     bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)
-    workers = lanes(detector.device, batch_size)
-    batches = stream(images, detector.config, batch_size // workers)
-    for batch, scores, examined in in_parallel(look, batches, workers):
+    looked = each_batch(look, images, detector.config, detector.device, batch_size)
+    for batch, scores, examined in looked:
         results: dict[int, tuple[float | None, str]] = {i: (None, reason) for i, reason in batch.errors}
         results.update({i: (score, "") for i, score in zip(batch.indices, scores, strict=True)})
         rows = {}

@@ -17,6 +17,7 @@ from pad.errors import PadError, did_you_mean
 
 SIMILARITIES = ("relative-perceptual-l1", "l1", "l2", "ssim", "lpips")
 BACKBONES = ("vgg16-st", "vgg16", "vgg19")
+BATCH_SIZE = 128  # images scored at a time, divided among the lanes of a CPU (pad/devices.py)
 
 
 def coarsest_resolution(size: int, latent_resolution: int = 1) -> int:

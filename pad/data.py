@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from pad.config import Config
 
+Result = TypeVar("Result")
 Purpose = Literal["train", "evaluate"]
 
 NORMAL_FOLDERS = ("normal", "good")
@@ -393,14 +394,13 @@ def stream(images: ImageSet, config: Config, batch_size: int, workers: int = 2) 
     At most `workers` + 1 batches wait, so memory does not grow with the number of images. An unreadable image
     is in its batch's `errors`; a batch in which none was readable has an empty tensor.
     """
-    starts = iter(range(0, len(images), batch_size))
+    pieces = _ranges(len(images), batch_size)
     waiting: deque[Future[Batch]] = deque()
     pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="decode")
 
     def ahead() -> None:
-        start = next(starts, None)
-        if start is not None:
-            chosen = range(start, min(start + batch_size, len(images)))
+        chosen = next(pieces, None)
+        if chosen is not None:
             waiting.append(pool.submit(_decode, images, chosen, config))
 
     try:
@@ -414,8 +414,33 @@ def stream(images: ImageSet, config: Config, batch_size: int, workers: int = 2) 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _decode(images: ImageSet, chosen: range, config: Config) -> Batch:
+def each_batch(
+    function: Callable[[Batch], Result],
+    images: ImageSet,
+    config: Config,
+    device: torch.device,
+    batch_size: int,
+) -> Iterator[Result]:
+    """`function` of all images in order, `batch_size` at a time or, on a CPU, a share of it in every lane."""
+    from pad.devices import in_parallel, lanes
 
+    if device.type != "cpu":
+        return map(function, stream(images, config, batch_size))
+
+    # A lane reads its own images: more threads than processors are in each other's way.
+    def read(chosen: range) -> Result:
+        return function(_decode(images, chosen, config))
+
+    workers = lanes(device, batch_size)
+    return in_parallel(read, _ranges(len(images), batch_size // workers), workers)
+
+
+def _ranges(n: int, size: int) -> Iterator[range]:
+    """0 .. n - 1 in pieces of `size`."""
+    return (range(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _decode(images: ImageSet, chosen: range, config: Config) -> Batch:
     from pad.images import ImageError, planes
 
     indices: list[int] = []

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pad.calibration import Calibration
-from pad.config import Config, from_mapping, to_mapping
+from pad.config import BATCH_SIZE, Config, from_mapping, to_mapping
 from pad.devices import cast_backbone, in_parallel, lanes, pick_device, pick_precision, to_device
 from pad.errors import PadError
 from pad.networks import build_networks
@@ -29,7 +29,6 @@ from pad.similarity import Similarity, build_similarity
 if TYPE_CHECKING:
     from pad.explain import Explanation
 
-BATCH_SIZE = 128  # divided among the lanes of a CPU
 Result = TypeVar("Result")
 
 
@@ -228,19 +227,24 @@ class Detector:
 
     def _each_batch(self, function: Callable[[Tensor], Result], images: Any) -> Iterator[Result]:
         """`function` of all images, batch by batch in order."""
-        workers = lanes(self.device, BATCH_SIZE)
-        return in_parallel(function, self._batches(images, BATCH_SIZE // workers), workers)
+        from pad.data import Batch, ImageSet, each_batch
+        from pad.images import ImageError
+
+        if not isinstance(images, ImageSet):
+            workers = lanes(self.device, BATCH_SIZE)
+            return in_parallel(function, self._batches(images, BATCH_SIZE // workers), workers)
+
+        def of_readable(batch: Batch) -> Result:
+            for index, reason in batch.errors:
+                raise ImageError(images.samples[index].name, reason)
+            return function(batch.tensor)
+
+        return each_batch(of_readable, images, self.config, self.device, BATCH_SIZE)
 
     def _batches(self, images: Any, size: int) -> Iterator[Tensor]:
-        from pad.data import ImageSet, stream
-        from pad.images import ImageError, batch_tensor
+        from pad.images import batch_tensor
 
-        if isinstance(images, ImageSet):
-            for batch in stream(images, self.config, size):
-                for index, reason in batch.errors:
-                    raise ImageError(images.samples[index].name, reason)
-                yield batch.tensor
-        elif isinstance(images, np.ndarray | Tensor):
+        if isinstance(images, np.ndarray | Tensor):
             for start in range(0, len(images), size):
                 yield batch_tensor(images[start : start + size], self.config, first=start)
         else:
@@ -377,4 +381,4 @@ def fit(
     )
 
 
-__all__ = ["BATCH_SIZE", "Detector", "fit", "load"]
+__all__ = ["Detector", "fit", "load"]

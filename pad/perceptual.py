@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pad.errors import PadError, did_you_mean
+from pad.pooling import blurred_max_pool, relu
 
 # Convolutions in each of the five blocks, with their widths; a 2x2 pooling lies between the blocks.
 _VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -117,7 +118,7 @@ class Backbone(nn.Module):
             if layer[4] != block:
                 block = layer[4]
                 x = self._pool(x, layer)
-            x = F.relu(convolution(x))
+            x = relu(convolution(x))
             if layer in wanted:
                 features[layer] = x
                 if len(features) == len(wanted):
@@ -129,21 +130,7 @@ class Backbone(nn.Module):
             raise PadError(f"setting 'layers': images are too small for {layer}; set 'backbone_scale' higher")
         if not self.blurred:
             return F.max_pool2d(x, 2)
-        # Zhang, "Making Convolutional Networks Shift-Invariant Again" (arXiv:1904.11486): dense maximum,
-        # then a binomial blur of [1, 2, 1] each way at stride 2.
-        x = _dense_maximum(x)
-        x = F.pad(x, (1, 1, 1, 1), mode="reflect" if x.shape[-1] > 1 else "replicate")
-        # [1, 2, 1] = [1, 1] * [1, 1]: two small averages, much quicker than a depthwise convolution.
-        return F.avg_pool2d(F.avg_pool2d(x, 2, stride=1), 2, stride=2)
-
-
-def _dense_maximum(x: Tensor) -> Tensor:
-    """The maximum of every 2x2 window, (n, c, h - 1, w - 1)."""
-    if x.requires_grad:
-        return F.max_pool2d(x, 2, stride=1)
-    # The same several times quicker on a CPU, as nobody asks where it was; its backward would be slow.
-    x = torch.maximum(x[:, :, 1:], x[:, :, :-1])
-    return torch.maximum(x[..., 1:], x[..., :-1])
+        return blurred_max_pool(x)
 
 
 def load_backbone_weights(name: str, file: str | None = None) -> list[tuple[Tensor, Tensor]]:
@@ -278,7 +265,7 @@ class RelativePerceptualL1(nn.Module):
         for f_x, weighted, share in zip(
             reference, self.weighted(reference, y), self.layers.values(), strict=True
         ):
-            total = total + share * weighted.flatten(1).sum(1, dtype=torch.float32) / _norm(f_x)
+            total = total + share * weighted.sum((1, 2, 3), dtype=torch.float32) / _norm(f_x)
         return total / sum(self.layers.values())
 
     def map(self, x: Tensor, y: Tensor) -> Tensor:
@@ -344,7 +331,7 @@ class RelativePerceptualL1(nn.Module):
 
 
 def _norm(f_x: Tensor) -> Tensor:
-    return f_x.abs().flatten(1).sum(1, dtype=torch.float32).clamp_min(1e-6).detach()
+    return f_x.abs().sum((1, 2, 3), dtype=torch.float32).clamp_min(1e-6).detach()
 
 
 class LayerStatistics(nn.Module):
@@ -375,7 +362,11 @@ class LayerStatistics(nn.Module):
 
     def weigh(self, difference: Tensor) -> Tensor:
         """w d, for d (n, c, side, side)."""
-        return difference if self.weight is None else difference * self.weight.to(difference.dtype)
+        if self.weight is None:
+            return difference
+        # In the layout of features on a CPU: two layouts in one product take several times as long.
+        weight = self.weight.to(difference.dtype)[None].contiguous(memory_format=torch.channels_last)
+        return difference * weight
 
     def forward(self, f: Tensor, power: int) -> Tensor:
         scale = self.sigma.pow(-power)

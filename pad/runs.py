@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 import pad
 from pad.calibration import calibration_split
-from pad.config import Config, to_mapping
+from pad.config import BATCH_SIZE, Config, to_mapping
 from pad.data import ImageSet, load_all, resolve, stream
-from pad.detector import BATCH_SIZE, Detector
+from pad.detector import Detector
 from pad.errors import PadError
 from pad.files import atomic
 from pad.replay import MixedImages, Replay, calibrate_both

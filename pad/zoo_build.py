@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pad.config import BATCH_SIZE
 from pad.data import ImageSet, resolve, stream
-from pad.detector import BATCH_SIZE, Detector
+from pad.detector import Detector
 from pad.errors import PadError, did_you_mean
 from pad.zooindex import add_entry, zoo_folder
 

@@ -133,18 +133,22 @@ def test_speed_measures_both_sides(fashion: Path, tmp_path: Path) -> None:
     bench(
         "speed.py", "--data", fashion, "--steps", 2, "--images", 8, "--device", "cpu", "--set", *SMALL,
         "--published-set", "generator_channels=[8,8,8,8]", "encoder_channels=[8,8,8,8]", "batch_size=4",
-        "--out", "speed.json", "--markdown", "speed.md", "--curve", 0.002, "--starts", 1, cwd=tmp_path,
+        "--out", "speed.json", "--markdown", "speed.md", "--curve", 0.002, "--starts", 1,
+        "--rounds", 2, cwd=tmp_path,
     )  # fmt: skip
-    found = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    content = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
     for side in ("pad", "published"):
-        measured = found["devices"]["cpu"][side]
+        measured = content["devices"]["cpu"][side]
         assert measured["seconds_a_step"] > 0
+        assert len(measured["rounds"]["train"]) == len(measured["rounds"]["score"]) == 2
+        rates = [found["scoring_images_per_second"] for found in measured["rounds"]["score"]]
+        assert min(rates) <= measured["scoring_images_per_second"] <= max(rates)
         assert measured["scoring_images_per_second"] > 0
         assert 50 < measured["training_memory_mb"] < 10_000
         assert 0 <= measured["curve"][-1]["roc_auc"] <= 1
-    assert found["devices"]["cpu"]["published"]["precision"] == "float32"
-    assert 0 < found["start"]["own_import_seconds"] < found["start"]["import_seconds"]
-    assert found["rank_correlation"] > 0.99
+    assert content["devices"]["cpu"]["published"]["precision"] == "float32"
+    assert 0 < content["start"]["own_import_seconds"] < content["start"]["import_seconds"]
+    assert content["rank_correlation"] > 0.99
     assert "scoring PNG files" in (tmp_path / "speed.md").read_text(encoding="utf-8")
 
 

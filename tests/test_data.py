@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pad.config import Config
-from pad.data import ImageSet, Sample, load_all, resolve, stream
+from pad.data import ImageSet, Sample, each_batch, load_all, resolve, stream
 from pad.errors import PadError
 from pad.images import read_image, to_tensor
 
@@ -240,6 +240,25 @@ def test_stream_keeps_the_order(boots, grey, workers, batch_size):
     assert all(len(batch.indices) == len(batch.tensor) <= batch_size for batch in batches)
     expected = torch.stack([to_tensor(images.open(index), grey) for index in range(50)])
     assert torch.equal(torch.cat([batch.tensor for batch in batches]), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_each_batch_is_what_stream_gives(tmp_path, grey, threads):
+    for index in range(70):
+        put(tmp_path / f"{index:02d}.png", value=index)
+    (tmp_path / "33.png").write_bytes(b"")
+    images = resolve(tmp_path, "evaluate")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = list(each_batch(lambda batch: batch, images, grey, torch.device("cpu"), 40))
+    finally:
+        torch.set_num_threads(before)
+    expected = list(stream(images, grey, 70))
+    assert [i for batch in found for i in batch.indices] == expected[0].indices
+    assert [error for batch in found for error in batch.errors] == expected[0].errors
+    assert torch.equal(torch.cat([batch.tensor for batch in found]), expected[0].tensor)
+    assert max(len(batch.indices) for batch in found) <= (40 if threads == 1 else 20)
 
 
 def test_unreadable_images_are_reported_and_the_rest_goes_through(tmp_path, grey):
