@@ -17,6 +17,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,6 +41,7 @@ Purpose = Literal["train", "evaluate"]
 NORMAL_FOLDERS = ("normal", "good")
 MASK_FOLDER = "ground_truth"
 SMALL = 1 << 16  # pixels of a picture that waits to be resized together with others
+PATIENCE = 0.05  # seconds that a lane waits for another to have read its images
 SIDECARS = frozenset(
     {
         ".txt",
@@ -427,10 +429,20 @@ def each_batch(
     if device.type != "cpu":
         return map(function, stream(images, config, batch_size))
 
-    # A lane reads its own images: more threads than processors are in each other's way.
-    def read(chosen: range) -> Result:
-        return function(_decode(images, chosen, config))
+    turn = threading.Lock()
 
+    def read(chosen: range) -> Result:
+        # To read small files is mostly Python, which two lanes at once would only snatch from each other: one
+        # waits, and then reads while the other computes. Large files are decoded outside Python's lock.
+        waited_for = turn.acquire(timeout=PATIENCE)
+        try:
+            batch = _decode(images, chosen, config)
+        finally:
+            if waited_for:
+                turn.release()
+        return function(batch)
+
+    # A lane reads its own images: more threads than processors would be in each other's way.
     workers = lanes(device, batch_size)
     return in_parallel(read, _ranges(len(images), batch_size // workers), workers)
 

@@ -64,7 +64,7 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str = "") -> Image.
         return _decode(io.BytesIO(source), len(source), name or "image")
     name = name or os.fspath(source)
     try:
-        path = Path(source)
+        path = source if isinstance(source, Path) else Path(source)
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise ImageError(name, "a folder, not an image")
@@ -106,6 +106,8 @@ def _decode(file: IO[bytes], size: int, name: str) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    if not image.info and image.format in ("PNG", "BMP", "PPM"):
+        return image  # nothing beside the pixels, so no orientation
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # EXIF that cannot be parsed says nothing about the orientation; the pixels are good
@@ -156,7 +158,8 @@ def _planes(image: Image.Image, channels: int) -> tuple[torch.Tensor, float]:
         values, white = _deep(image)
         return values.expand(channels, -1, -1), white
     mode = "L" if channels == 1 else "RGB"
-    pixels = np.array(_opaque(image).convert(mode))
+    image = _opaque(image)
+    pixels = np.array(image if image.mode == mode else image.convert(mode))
     planes = torch.from_numpy(pixels)
     return (planes[None] if channels == 1 else planes.permute(2, 0, 1)), 255.0
 
