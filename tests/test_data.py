@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,29 @@ def test_each_batch_is_what_stream_gives(tmp_path, grey, threads):
     assert [error for batch in found for error in batch.errors] == expected[0].errors
     assert torch.equal(torch.cat([batch.tensor for batch in found]), expected[0].tensor)
     assert max(len(batch.indices) for batch in found) <= (40 if threads == 1 else 20)
+
+
+def test_lanes_read_slow_files_at_the_same_time(boots, grey):
+    boot = next(boots.rglob("*.png")).read_bytes()
+    reading, most = [], []
+
+    class Slow:
+        def read(self):
+            reading.append(self)
+            most.append(len(reading))
+            time.sleep(0.01)
+            reading.remove(self)
+            return boot
+
+    images = ImageSet([Sample(f"{i}") for i in range(80)], [Slow() for _ in range(80)], [""] * 80, "slow")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = each_batch(lambda batch: batch.indices, images, grey, torch.device("cpu"), 40)
+        assert [i for indices in found for i in indices] == list(range(80))
+    finally:
+        torch.set_num_threads(before)
+    assert max(most) == 2
 
 
 def test_unreadable_images_are_reported_and_the_rest_goes_through(tmp_path, grey):
