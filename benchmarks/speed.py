@@ -357,7 +357,7 @@ def measure_device(arguments: argparse.Namespace, name: str, folder: Path) -> di
             for side in SIDES:
                 rounds[side][task].append(measure(arguments, task, side, name, folder))
     for side in SIDES:
-        medians = {key: v for found_in in rounds[side].values() for key, v in median_of(found_in).items()}
+        medians = {k: v for results in rounds[side].values() for k, v in median_of(results).items()}
         found[side] = {**medians, "rounds": rounds[side]}
         reached = found[side]["gflop_a_late_step"] / found[side]["seconds_a_step"] / 1e3
         found[side]["share_of_bfloat16_ceiling"] = reached / found["ceilings"]["bfloat16_tflops"]
