@@ -9,7 +9,7 @@ matrix product, the start of `pad evaluate` on one image, and how the ranks of s
 float32 agree. Both sides take turns, three times, and the medians count.
 The published recipe is `zoo/configs/fashion-mnist.yaml`, with the same VGG weights as `pad` (vgg16-st):
 float32, relu4_2, batches of 32, nothing cached. It runs by this package's code, so what that has gained in
-general (memory layout, prefetching of images) is given to both.
+general (memory layout, lanes on a CPU, reading of images) is given to both.
 
 `--curve M` trains both for M minutes, with the default schedule stretched to that time, and compares ROC AUC
 over wall-clock time on images of the test split; scoring is not counted as time.
