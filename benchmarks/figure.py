@@ -7,8 +7,16 @@ from typing import Any
 
 # Text and grid, then marks (Okabe and Ito's palette, told apart by the colour-blind); the first is `pad`.
 _THEMES = {
-    "": ("#24292f", "#d0d7de", ("#d55e00", "#0072b2", "#009e73", "#8a6d00", "#7b5ea7", "#56606a")),
-    "-dark": ("#e6edf3", "#30363d", ("#ff8c42", "#58a6ff", "#3fcf9b", "#e3c04b", "#c297ff", "#9aa4ae")),
+    "": (
+        "#24292f",
+        "#d0d7de",
+        ("#d55e00", "#0072b2", "#009e73", "#8a6d00", "#7b5ea7", "#56606a", "#b8407f"),
+    ),
+    "-dark": (
+        "#e6edf3",
+        "#30363d",
+        ("#ff8c42", "#58a6ff", "#3fcf9b", "#e3c04b", "#c297ff", "#9aa4ae", "#ff8fc7"),
+    ),
 }
 _MARKERS = "osD^vPX*<>"
 
