@@ -20,7 +20,7 @@ from pad.devices import pick_device
 from pad.errors import PadError
 from pad.metrics import detection_metrics
 from pad.recipes import build_config
-from pad.runs import read_checkpoint, split_images, train_detector
+from pad.runs import finished_detector, read_checkpoint, split_images, train_detector
 
 HELD_OUT = 0.2  # of the normal images of a folder that has no test images of its own
 LARGEST_RAW = 64  # pixels: the side up to which baselines see images of one size as they are stored
@@ -130,10 +130,11 @@ def train_and_score(
     data_root: Path | None = None,
 ) -> dict[str, Any]:
     """Trains as `train.py` does, going on from a checkpoint if there is one, and judges the task's test
-    images as `evaluate.py` does. The model stays in `folder`; its checkpoints do not."""
+    images as `evaluate.py` does. The model stays in `folder`; its checkpoints do not. What is trained to the
+    end is not trained again: then only what comes after training is done anew."""
     config = build_config(recipe, settings, task.train)
     training, calibration = split_images(task.train, config)
-    detector = train_detector(
+    detector = finished_detector(folder, config, training, calibration, device) or train_detector(
         config,
         training,
         calibration,
@@ -156,7 +157,7 @@ def train_and_score(
         **metrics(scores, task.labels()),
         "train_images": len(training),
         "test_images": len(rows),
-        "training": detector.card["training"],
+        "training": {**detector.card["training"], "commit": detector.card["versions"].get("commit")},
         "score_seconds": round(seconds, 2),
         "recipe": to_mapping(config),
     }

@@ -61,10 +61,14 @@ def hardware(device: str = "cpu") -> str:
 
 
 def made_by(origin: dict[str, Any], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`origin` with the commits and machines of the results, which may be older than this process."""
+    """`origin` with the commits and machines of the results, which may be older than this process; and the
+    commits of trainings that were finished before and only scored by these."""
     commits = dict.fromkeys(result["commit"] for result in results)
     machines = dict.fromkeys(result["hardware"] for result in results)
-    versions = {**origin["versions"], "commit": ", ".join(commits)}
+    trained = dict.fromkeys(result.get("training", {}).get("commit") or "" for result in results)
+    earlier = [commit for commit in trained if commit and commit not in commits]
+    note = f" (trained at {', '.join(earlier)})" if earlier else ""
+    versions = {**origin["versions"], "commit": ", ".join(commits) + note}
     return {**origin, "hardware": "; ".join(machines), "versions": versions}
 
 

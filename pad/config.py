@@ -93,6 +93,7 @@ class Config:
 
     # Scoring and calibration
     feature_weights: bool = True  # weigh features by how well normal images are reconstructed there
+    residual_components: int = 128  # principal components of normal residuals that do not count; 0: none
     prior_mass: float = 0.999  # E(x) is drawn into the ball that holds this share of the prior; 1: never
     refine_steps: int = 0  # gradient steps on z from E(x) towards the closest generated image
     refine_rate: float = 0.05  # their step size, in standard deviations of the prior
@@ -222,7 +223,7 @@ def check(config: Config) -> None:
     ):
         need(getattr(config, key) > 0, key, "a number above 0")
     for key in ("weight_decay", "sigma_floor", "gradient_penalty", "drift", "refine_steps", "sample_every",
-                "augment_shift"):  # fmt: skip
+                "augment_shift", "residual_components"):  # fmt: skip
         need(getattr(config, key) >= 0, key, "0 or more")
     for key in ("warm_up", "critic_head_start"):
         need(0 <= getattr(config, key) <= 1, key, "a share of the training from 0 to 1")

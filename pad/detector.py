@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
+# What settings mean that the recipe of an older model does not name.
+_UNNAMED = {"residual_components": 0}
+
+
 class Examined(NamedTuple):
     """All that the detector says of a batch of n images, float32 on the CPU."""
 
@@ -140,9 +144,10 @@ class Detector:
             optimizer.step()
         return z.detach()
 
-    def fit_weights(self, batches: Iterable[Tensor]) -> None:
-        """Sets the weights of the features from batches of the images that were trained on; they are to be
-        set before `calibrate`. Without weights in the recipe, or features, it does nothing."""
+    def fit_residuals(self, batches: Iterable[Tensor]) -> None:
+        """Sets what the score takes into account of errors on normal images (the weights of the features,
+        and the components that do not count) from batches of the images that were trained on; to be done
+        before `calibrate`. Without weights in the recipe, or features, it does nothing."""
         if not self.config.feature_weights or not isinstance(self.similarity, RelativePerceptualL1):
             return
 
@@ -152,7 +157,7 @@ class Detector:
                 with torch.no_grad(), self._autocast():
                     yield similarity.differences(reference, nearest)
 
-        self.similarity.fit_weights(differences(self.similarity))
+        self.similarity.fit_residuals(differences(self.similarity))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -278,10 +283,11 @@ class Detector:
 
         folder = resolve_model(str(model))
         files = read_model(folder)
-        config = from_mapping(files.config["recipe"], f"{folder / 'config.yaml'}")
+        config = from_mapping({**_UNNAMED, **files.config["recipe"]}, f"{folder / 'config.yaml'}")
         config = dataclasses.replace(config, backbone_weights=backbone_weights)
         networks = build_networks(config)
         similarity = build_similarity(config)
+        _make_room(similarity, files.tensors)
         expected = {**networks.state_dict(), **_statistics(similarity)}
         check_tensors(files.tensors, expected, folder / "model.safetensors")
         _check_backbone(files.config.get("backbone"), similarity, folder)
@@ -309,8 +315,16 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     return blurred * (maps.mean((1, 2), keepdim=True) / means)
 
 
+def _make_room(similarity: Similarity, tensors: Mapping[str, Tensor]) -> None:
+    """For as many components as a model holds: fewer than its recipe asks for where images were few."""
+    if isinstance(similarity, RelativePerceptualL1):
+        for layer in similarity.layers:
+            found = tensors.get(f"similarity.{layer}.components")
+            similarity.of(layer).make_room(0 if found is None or not found.dim() else len(found))
+
+
 def _statistics(similarity: Similarity) -> dict[str, Tensor]:
-    """mu and sigma as they are named in model.safetensors; they are all that a similarity adds to it."""
+    """mu, sigma and the like as they are named in model.safetensors; all that a similarity adds to it."""
     if not isinstance(similarity, RelativePerceptualL1):
         return {}
     return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}

@@ -5,10 +5,17 @@
 f is the response of a pretrained VGG layer, mu and sigma its mean and deviation per channel over a set of
 images. Dividing by the input's own feature norm makes rho robust to contrast.
 
-As the score of a trained model, each feature i (a channel at a place) is weighted by how well the model
-reconstructs it on normal images, which is this package's addition:
+As the score of a trained model, rho takes into account how the model errs on normal images, which is this
+package's addition:
+
+    rho(x, y) = ||(I - B B^T) (w * (f^(x) - f^(y)))||_1 / ||f^(x)||_1
 
     w_i = c / (r_i + 0.3 mean(r)),    r_i^2 = E[(f^_i(x) - f^_i(G(E(x))))^2],    c such that mean(w) = 1
+
+Each feature i (a channel at a place) is weighted by how well it is reconstructed; and B, (features, k), holds
+the first k principal components of w * (f^(x) - f^(G(E(x)))) over normal images, so that errors of the kinds
+that the model makes on normal images do not count. (What principal components leave of features themselves
+is the feature reconstruction error of arXiv:2203.10422.)
 """
 
 from __future__ import annotations
@@ -33,6 +40,8 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of torchvision's weights, in [0, 1]
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 MAP_LAYERS = ("relu2_1", "relu2_2", "relu3_1")  # of anomaly maps, as far as the backbone goes
 _WEIGHT_FLOOR = 0.3  # least residual of a feature, as a share of the mean over features
+_COMPONENT_IMAGES = 4  # for each component: fewer say more about these images than about normal ones
+_COMPONENT_NUMBERS = 1 << 25  # of residuals that components are found from, in all
 
 
 class Backbone(nn.Module):
@@ -209,8 +218,9 @@ class RelativePerceptualL1(nn.Module):
         sigma_floor: the least sigma, as a share of the root mean square of sigma over the channels. Normal
             images of one kind leave many channels almost silent; divided by their own tiny sigma, those would
             drown the others. (Over a large set of photographs, as in the paper, no channel is silent.)
-        weighted_size: side of the images if features can be weighted (`fit_weights`); until then all weights
-            are 1. None: never weighted, as in the paper.
+        weighted_size: side of the images if features can be weighted (`fit_residuals`); until then all
+            weights are 1. None: never weighted, as in the paper.
+        components: how many principal components of normal residuals at most do not count.
 
     Images are (n, 1 or 3, h, w) in [-1, 1]. Higher is more different; 0 for equal images.
     """
@@ -222,6 +232,7 @@ class RelativePerceptualL1(nn.Module):
         standardize: str = "sigma",
         sigma_floor: float = 0.3,
         weighted_size: int | None = None,
+        components: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -231,7 +242,10 @@ class RelativePerceptualL1(nn.Module):
         self.statistics = nn.ModuleDict(
             {
                 name: LayerStatistics(
-                    backbone.convolution(name).out_channels, sigma_floor, seen and backbone.side(name, seen)
+                    backbone.convolution(name).out_channels,
+                    sigma_floor,
+                    seen and backbone.side(name, seen),
+                    components,
                 )
                 for name in self.layers
             }
@@ -254,18 +268,18 @@ class RelativePerceptualL1(nn.Module):
         """f^(x) - f^(y) of each layer, (n, c, h', w')."""
         return [f_x - f_y for f_x, f_y in zip(reference, self.prepare(y), strict=True)]
 
-    def weighted(self, reference: Sequence[Tensor], y: Tensor) -> list[Tensor]:
-        """w |f^(x) - f^(y)| of each layer, (n, c, h', w')."""
+    def residuals(self, reference: Sequence[Tensor], y: Tensor) -> list[Tensor]:
+        """(I - B B^T) (w * (f^(x) - f^(y))) of each layer, (n, c, h', w')."""
         differences = zip(self.layers, self.differences(reference, y), strict=True)
-        return [self.of(name).weigh(difference.abs()) for name, difference in differences]
+        return [self.of(name).project(self.of(name).weigh(difference)) for name, difference in differences]
 
     def compare(self, reference: Sequence[Tensor], y: Tensor) -> Tensor:
         """rho of prepared x and of images y, (n,)."""
         total = torch.zeros(len(y), device=y.device)
-        for f_x, weighted, share in zip(
-            reference, self.weighted(reference, y), self.layers.values(), strict=True
+        for f_x, residual, share in zip(
+            reference, self.residuals(reference, y), self.layers.values(), strict=True
         ):
-            total = total + share * weighted.sum((1, 2, 3), dtype=torch.float32) / _norm(f_x)
+            total = total + share * residual.abs().sum((1, 2, 3), dtype=torch.float32) / _norm(f_x)
         return total / sum(self.layers.values())
 
     def map(self, x: Tensor, y: Tensor) -> Tensor:
@@ -306,24 +320,21 @@ class RelativePerceptualL1(nn.Module):
         return self
 
     @torch.no_grad()
-    def fit_weights(self, batches: Iterable[Sequence[Tensor]]) -> RelativePerceptualL1:
-        """Sets the weights of each layer from batches of `differences` between normal images and what a
-        trained model makes of them. Raises PadError if there are none."""
-        count, sums = 0, [torch.zeros(()) for _ in self.layers]
+    def fit_residuals(self, batches: Iterable[Sequence[Tensor]]) -> RelativePerceptualL1:
+        """Sets w and B of each layer from batches of `differences` between normal images and what a trained
+        model makes of them, in no particular order. Raises PadError if there are none."""
+        residuals = [Residuals() for _ in self.layers]
         for differences in batches:
-            count += len(differences[0])
-            sums = [s + d.float().square().sum(0).cpu() for s, d in zip(sums, differences, strict=True)]
-        if not count:
-            raise PadError("feature weights: no images were given")
-        for name, squares in zip(self.layers, sums, strict=True):
-            self.of(name).assign_weight((squares / count).sqrt())
+            for of_layer, difference in zip(residuals, differences, strict=True):
+                of_layer.add(difference)
+        for name, of_layer in zip(self.layers, residuals, strict=True):
+            self.of(name).assign_residuals(of_layer)
         return self
 
-    def reset_weights(self) -> None:
-        """All weights 1: rho as it stands in the paper, which is what training follows."""
+    def reset_residuals(self) -> None:
+        """All weights 1 and no components: rho as it stands in the paper, which is what training follows."""
         for name in self.layers:
-            if (weight := self.of(name).weight) is not None:
-                weight.fill_(1)
+            self.of(name).reset_residuals()
 
     def of(self, layer: str) -> LayerStatistics:
         """The statistics of a layer."""
@@ -334,31 +345,88 @@ def _norm(f_x: Tensor) -> Tensor:
     return f_x.abs().sum((1, 2, 3), dtype=torch.float32).clamp_min(1e-6).detach()
 
 
+class Residuals:
+    """What is left of a layer's features on normal images: mean squares of all, and the first ones whole, as
+    many as memory allows."""
+
+    def __init__(self) -> None:
+        self.count, self.squares = 0, torch.zeros(())
+        self.kept: list[Tensor] = []
+
+    def add(self, difference: Tensor) -> None:
+        """A batch, (n, c, h, w)."""
+        self.count += len(difference)
+        self.squares = self.squares + difference.float().square().sum(0).cpu()
+        room = _COMPONENT_NUMBERS // difference[0].numel() - sum(map(len, self.kept))
+        self.kept.append(difference[: max(0, room)].bfloat16().cpu())
+
+    def root_mean_square(self) -> Tensor:
+        """r, (c, h, w). Raises PadError if there was no image."""
+        if not self.count:
+            raise PadError("feature weights: no images were given")
+        return (self.squares / self.count).sqrt()
+
+    def principal_components(self, weight: Tensor, most: int) -> Tensor:
+        """The first ones of the weighted residuals, (k, c, h, w), orthonormal: `most`, or as many as the
+        images can tell. They are not centred: a mean error is an error of a kind, too."""
+        images = torch.cat(self.kept)
+        flat = (images.float() * weight.cpu()).flatten(1)
+        k = min(most, len(flat) // _COMPONENT_IMAGES)
+        # The eigenvectors of the smaller U U^T instead of U^T U, for U (n, features).
+        variances, vectors = torch.linalg.eigh(flat @ flat.T)
+        k = min(k, int((variances > 1e-6 * variances[-1]).sum()))
+        first = slice(len(flat) - k, None)
+        components = flat.T @ vectors[:, first] / variances[first].sqrt()
+        return components.T.unflatten(1, images.shape[1:])
+
+
 class LayerStatistics(nn.Module):
-    """mu and sigma of a layer, (c,) each, and the weights of its features, (c, side, side), if it has any;
-    they travel with the model."""
+    """mu and sigma of a layer, (c,) each; and, where features are weighted, their weights w, (c, side, side),
+    and the components B that do not count, (k, side, side, c); they travel with the model.
+
+    B is kept in bfloat16, in which it is multiplied where that is quicker, and with the channels last, as the
+    features lie in memory there.
+    """
 
     mean: Tensor
     sigma: Tensor
     weight: Tensor | None
+    components: Tensor | None
 
-    def __init__(self, channels: int, floor: float, side: int | None = None) -> None:
+    def __init__(self, channels: int, floor: float, side: int | None = None, components: int = 0) -> None:
         super().__init__()
-        self.floor = floor
+        self.floor, self.most_components = floor, components
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("sigma", torch.ones(channels))
         self.register_buffer("weight", torch.ones(channels, side, side) if side else None)
+        none_yet = torch.zeros(0, side or 0, side or 0, channels, dtype=torch.bfloat16)
+        self.register_buffer("components", none_yet if side and components else None)
 
     def assign(self, mean: Tensor, sigma: Tensor) -> None:
         self.mean.copy_(mean)
         floor = self.floor * float(sigma.square().mean().sqrt())
         self.sigma.copy_(sigma.clamp_min(max(floor, 1e-6)))
 
-    def assign_weight(self, residual: Tensor) -> None:
-        """The weights from the root mean square of what is left of each feature, (c, side, side)."""
+    def assign_residuals(self, residuals: Residuals) -> None:
+        """w and B from what is left of the features of normal images."""
         assert self.weight is not None
-        weight = 1 / (residual + _WEIGHT_FLOOR * residual.mean()).clamp_min(1e-6)
+        r = residuals.root_mean_square()
+        weight = 1 / (r + _WEIGHT_FLOOR * r.mean()).clamp_min(1e-6)
         self.weight.copy_(weight / weight.mean())
+        if self.components is not None:
+            found = residuals.principal_components(self.weight, self.most_components)
+            self.components = found.permute(0, 2, 3, 1).contiguous().to(self.components)
+
+    def make_room(self, components: int) -> None:
+        """For so many components, all zero, at most as many as there may be."""
+        if self.components is not None:
+            count = min(components, self.most_components)
+            self.components = self.components.new_zeros(count, *self.components.shape[1:])
+
+    def reset_residuals(self) -> None:
+        if self.weight is not None:
+            self.weight.fill_(1)
+        self.make_room(0)
 
     def weigh(self, difference: Tensor) -> Tensor:
         """w d, for d (n, c, side, side)."""
@@ -367,6 +435,15 @@ class LayerStatistics(nn.Module):
         # In the layout of features on a CPU: two layouts in one product take several times as long.
         weight = self.weight.to(difference.dtype)[None].contiguous(memory_format=torch.channels_last)
         return difference * weight
+
+    def project(self, difference: Tensor) -> Tensor:
+        """(I - B B^T) d, for d (n, c, side, side)."""
+        if self.components is None or not len(self.components):
+            return difference
+        flat = difference.permute(0, 2, 3, 1).flatten(1)
+        components = self.components.flatten(1).to(flat.dtype)
+        left = torch.addmm(flat, flat @ components.T, components, alpha=-1)
+        return left.view(len(flat), *self.components.shape[1:]).permute(0, 3, 1, 2)
 
     def forward(self, f: Tensor, power: int) -> Tensor:
         scale = self.sigma.pow(-power)

@@ -33,13 +33,15 @@ from pad.data import ImageSet, load_all, resolve, stream
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.files import atomic
+from pad.modelfolder import present
 from pad.replay import MixedImages, Replay, calibrate_both
 from pad.training import CACHE_BYTES, Images, MemoryImages, Trainer, check_finite, check_weights, diverged
 
 MINIMUM_IMAGES = 8
 KEPT_CHECKPOINTS = 2
 GRID_COLUMNS = 8
-WEIGHING_IMAGES = 2048  # of the training images, from which the weights of the features come
+RESIDUAL_IMAGES = 2048  # of the training images, which say how a model errs on normal ones
+_BOOKKEEPING = ("log_every", "sample_every", "checkpoint_every", "tensorboard", "backbone_weights")
 
 
 # What the weights of a model depend on.
@@ -58,6 +60,7 @@ _FIXED_BY_MODEL = (
     "layers",
     "backbone_scale",
     "feature_weights",
+    "residual_components",
 )
 
 
@@ -257,9 +260,37 @@ def start_from(trainer: Trainer, start: Detector) -> None:
     trainer.averaged.load_state_dict({k: v for k, v in weights.items() if "critic" not in k})
 
 
-def weighing_indices(n: int) -> Tensor:
-    """Which of n training images the weights of the features come from."""
-    return torch.linspace(0, n - 1, min(n, WEIGHING_IMAGES)).round().long()
+def residual_indices(n: int) -> Tensor:
+    """Which of n training images say how a model errs on normal ones, in random order."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:RESIDUAL_IMAGES]
+
+
+def finished_detector(
+    folder: Path, config: Config, training: ImageSet, calibration: ImageSet, device: str
+) -> Detector | None:
+    """The detector of a run that is finished, with all that comes after training done anew by this version:
+    what the score knows of errors on normal images, and the calibration. None if the run is not finished.
+
+    Raises PadError if the run was made from other images or with other settings.
+    """
+    if not present(folder / "model"):
+        return None
+    detector = Detector.load(folder, device)
+    if not detector.card.get("training", {}).get("finished"):
+        return None
+    asked, found = to_mapping(config), to_mapping(detector.config)
+    for key in asked.keys() - set(_BOOKKEEPING):
+        if asked[key] != found[key]:
+            raise PadError(
+                f"{folder} was trained with {key}={found[key]!r}, not {asked[key]!r}: name another folder"
+            )
+    if detector.card["data"].get("sha256") != training.fingerprint()["sha256"]:
+        raise PadError(f"{folder} was trained on other images than {training.source}: name another folder")
+    images, _ = load_images(training.subset(residual_indices(len(training)).tolist()), config)
+    batches = torch.arange(len(images)).split(BATCH_SIZE)
+    detector.fit_residuals(images.batch(indices) for indices in batches)
+    detector.calibrate(calibration)
+    return detector
 
 
 class Run:
@@ -379,8 +410,8 @@ class Run:
         few = self.calibration.subset(range(min(BATCH_SIZE, len(self.calibration))))
         if not np.isfinite(detector.score(few)).all():
             raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
-        chosen = weighing_indices(len(trainer.images)).split(BATCH_SIZE)
-        detector.fit_weights(trainer.images.batch(indices) for indices in chosen)
+        chosen = residual_indices(len(trainer.images)).split(BATCH_SIZE)
+        detector.fit_residuals(trainer.images.batch(indices) for indices in chosen)
         detector.calibrate(self.calibration)
         if self.old_normal is not None:
             calibrate_both(detector, *self.old_normal)

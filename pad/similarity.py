@@ -121,6 +121,7 @@ def build_similarity(config: Config) -> Similarity:
             config.standardize,
             config.sigma_floor,
             config.size if config.feature_weights else None,
+            config.residual_components,
         )
     if config.similarity == "lpips":
         return LPIPS(config.backbone, config.backbone_weights)

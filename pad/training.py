@@ -97,7 +97,7 @@ class Trainer:
         known = copy.deepcopy(similarity)
         self.similarity = (known or build_similarity(config)).to(device)
         if isinstance(known, RelativePerceptualL1):
-            known.reset_weights()
+            known.reset_residuals()
         cast_backbone(self.similarity, self.dtype)
         self._features: list[Tensor] | None = None
         if known is None and isinstance(self.similarity, RelativePerceptualL1):

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pad.config import BATCH_SIZE
 from pad.data import ImageSet, resolve, stream
 from pad.detector import Detector
 from pad.errors import PadError, did_you_mean
@@ -30,7 +29,6 @@ from pad.zooindex import add_entry, zoo_folder
 SAMPLES = 6  # normal ones, and as many anomalous ones
 RATES = (0.01, 0.05, 0.1, 0.2)  # false-alarm rates that are checked
 FPR = 0.05  # of the flagged shares in the tables
-_BOOKKEEPING = ("log_every", "sample_every", "checkpoint_every", "tensorboard", "backbone_weights")
 
 
 @dataclass(frozen=True)
@@ -145,9 +143,9 @@ def trained(entry: Entry, run: Path, data_root: str | None, device: str) -> Dete
     """
     from pad.cli import train_arguments
     from pad.commands import train
-    from pad.config import parse_assignments, to_mapping
+    from pad.config import parse_assignments
     from pad.recipes import build_config
-    from pad.runs import split_images, weighing_indices
+    from pad.runs import finished_detector, split_images
 
     images = _images(entry, "train", data_root)
     arguments = train_arguments(entry.train_arguments(run, data_root, device))
@@ -156,33 +154,11 @@ def trained(entry: Entry, run: Path, data_root: str | None, device: str) -> Dete
         settings["steps"] = arguments.steps
     config = build_config(arguments.config, settings, images)
     training, calibration = split_images(images, config)
-    if not _is_finished(run):
+    if (detector := finished_detector(run, config, training, calibration, device)) is None:
         arguments.resume = run.is_dir()
         train(arguments)
-    detector = Detector.load(run, device)
-    asked, found = to_mapping(config), to_mapping(detector.config)
-    for key in asked.keys() - set(_BOOKKEEPING):
-        if asked[key] != found[key]:
-            raise PadError(
-                f"{run} was trained with {key}={found[key]!r}, {entry.name} takes {asked[key]!r}: "
-                "name another folder with --runs"
-            )
-    if detector.card["data"].get("sha256") != training.fingerprint()["sha256"]:
-        raise PadError(
-            f"{run} was trained on other images than {entry.data}: name another folder with --runs"
-        )
-    chosen = training.subset(weighing_indices(len(training)).tolist())
-    detector.fit_weights(batch.tensor for batch in stream(chosen, config, BATCH_SIZE))
-    detector.calibrate(calibration)  # all that is measured after training is of this version
+        detector = Detector.load(run, device)
     return detector
-
-
-def _is_finished(run: Path) -> bool:
-    from pad.modelfolder import present, read_model
-
-    if not present(run / "model"):
-        return False
-    return bool(read_model(run / "model").config.get("training", {}).get("finished"))
 
 
 def _images(entry: Entry, purpose: Any, data_root: str | None) -> ImageSet:

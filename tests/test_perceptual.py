@@ -13,7 +13,13 @@ from torchvision.models import vgg16
 from pad.config import Config
 from pad.data import load_all, resolve
 from pad.errors import PadError
-from pad.perceptual import Backbone, RelativePerceptualL1, _stlpips_file, load_backbone_weights
+from pad.perceptual import (
+    Backbone,
+    RelativePerceptualL1,
+    Residuals,
+    _stlpips_file,
+    load_backbone_weights,
+)
 from pad.similarity import L1, L2
 
 
@@ -105,30 +111,75 @@ def test_relative_perceptual_l1_against_numpy(standardize: str) -> None:
     assert similarity(x, x).abs().max() == 0
 
 
-def test_feature_weights_against_numpy() -> None:
-    """w = c / (r + 0.3 mean(r)) with a mean of 1; all 1 before they are set and after they are reset."""
+@pytest.mark.parametrize("components", [0, 3])
+def test_residuals_of_normal_images_against_numpy(components: int) -> None:
+    """w = c / (r + 0.3 mean(r)) with a mean of 1, and B the first principal components of the weighted
+    residuals; rho as in the paper before they are set and after they are reset."""
     layers = {"relu2_2": 1.0, "relu3_1": 0.5}
-    similarity = RelativePerceptualL1(Backbone("vgg16-st", layers), layers, weighted_size=32)
+    similarity = RelativePerceptualL1(
+        Backbone("vgg16-st", layers), layers, weighted_size=32, components=components
+    )
     similarity.fit(similarity.features(noise(4, seed=s)) for s in range(3))
     x, y = noise(3, seed=10), noise(3, seed=11)
     plain = similarity(x, y)
     torch.testing.assert_close(plain, fitted(layers)(x, y), rtol=0, atol=0)
-    pairs = [(noise(2, seed=s), noise(2, seed=s).mul(0.5)) for s in (12, 13)]
-    similarity.fit_weights(similarity.differences(similarity.prepare(a), b) for a, b in pairs)
+    pairs = [(noise(6, seed=s), noise(6, seed=s).mul(0.5)) for s in (12, 13)]
+    similarity.fit_residuals(similarity.differences(similarity.prepare(a), b) for a, b in pairs)
     total = np.zeros(3)
     for index, (name, share) in enumerate(layers.items()):
         f = [[similarity.prepare(image)[index].double().numpy() for image in pair] for pair in pairs]
-        r = np.sqrt(np.mean(np.concatenate([(a - b) ** 2 for a, b in f]), axis=0))
+        differences = np.concatenate([a - b for a, b in f])
+        r = np.sqrt(np.mean(differences**2, axis=0))
         w = 1 / (r + 0.3 * r.mean())
         w /= w.mean()
         np.testing.assert_allclose(similarity.of(name).weight.numpy(), w, rtol=1e-3)
         f_x, f_y = (similarity.prepare(image)[index].double().numpy() for image in (x, y))
-        total += share * (w * np.abs(f_x - f_y)).sum((1, 2, 3)) / np.abs(f_x).sum((1, 2, 3))
-    np.testing.assert_allclose(similarity(x, y).numpy(), total / 1.5, rtol=1e-3)
-    similarity.reset_weights()
+        residual = (w * (f_x - f_y)).reshape(3, -1)
+        if components:
+            _, _, axes = np.linalg.svd((w * differences).reshape(12, -1), full_matrices=False)
+            residual = residual - residual @ axes[:3].T @ axes[:3]
+        total += share * np.abs(residual).sum(1) / np.abs(f_x).sum((1, 2, 3))
+    np.testing.assert_allclose(similarity(x, y).numpy(), total / 1.5, rtol=2e-3)
+    similarity.reset_residuals()
     torch.testing.assert_close(similarity(x, y), plain, rtol=0, atol=0)
     with pytest.raises(PadError, match="no images"):
-        similarity.fit_weights([])
+        similarity.fit_residuals([])
+
+
+def test_errors_of_the_kinds_made_on_normal_images_do_not_count() -> None:
+    """What differs along the components of normal residuals scores next to nothing, however far it goes;
+    across them it counts in full."""
+    layers = {"relu2_1": 1.0}
+    similarity = RelativePerceptualL1(Backbone("vgg16-st", layers), layers, weighted_size=16, components=2)
+    similarity.fit([similarity.features(noise(4, seed=0, size=16))])
+    statistics = similarity.of("relu2_1")
+    random = torch.Generator().manual_seed(1)
+    kinds = torch.randn(2, 128, 8, 8, generator=random)
+    normal = torch.einsum("nk,kchw->nchw", torch.randn(40, 2, generator=random), kinds)
+    similarity.fit_residuals([[normal]])
+    assert statistics.components is not None
+    assert statistics.components.shape == (2, 8, 8, 128)
+    along = statistics.project(statistics.weigh(5 * kinds)).abs().sum((1, 2, 3))
+    other = torch.randn(2, 128, 8, 8, generator=random)
+    across = statistics.project(statistics.weigh(other)).abs().sum((1, 2, 3))
+    assert along.max() < 0.05 * statistics.weigh(5 * kinds).abs().sum((1, 2, 3)).min()
+    assert across.min() > 0.9 * statistics.weigh(other).abs().sum((1, 2, 3)).min()
+
+
+@pytest.mark.parametrize(("images", "most", "found"), [(40, 100, 10), (40, 7, 7), (3, 100, 0)])
+def test_components_are_as_many_as_the_images_can_tell(images: int, most: int, found: int) -> None:
+    residuals = Residuals()
+    weight = torch.ones(8, 4, 4)
+    residuals.add(torch.randn(images, 8, 4, 4, generator=torch.Generator().manual_seed(0)))
+    components = residuals.principal_components(weight, most).flatten(1)
+    assert len(components) == found
+    torch.testing.assert_close(components @ components.T, torch.eye(found), rtol=0, atol=1e-4)
+    same = Residuals()
+    same.add(torch.ones(40, 8, 4, 4))  # one kind of error alone
+    assert len(same.principal_components(weight, most)) == 1
+    nothing = Residuals()
+    nothing.add(torch.zeros(40, 8, 4, 4))
+    assert len(nothing.principal_components(weight, most)) == 0
 
 
 @pytest.mark.parametrize(("size", "backbone_size"), [(32, None), (64, None), (32, 48)])
