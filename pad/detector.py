@@ -147,8 +147,10 @@ class Detector:
     def fit_residuals(self, batches: Iterable[Tensor]) -> None:
         """Sets what the score takes into account of errors on normal images (the weights of the features,
         and the components that do not count) from batches of the images that were trained on; to be done
-        before `calibrate`. Without weights in the recipe, or features, it does nothing."""
-        if not self.config.feature_weights or not isinstance(self.similarity, RelativePerceptualL1):
+        before `calibrate`. Where the recipe wants neither, or its similarity has no features, it does
+        nothing."""
+        wanted = self.config.feature_weights or self.config.residual_components
+        if not wanted or not isinstance(self.similarity, RelativePerceptualL1):
             return
 
         def differences(similarity: RelativePerceptualL1) -> Iterator[list[Tensor]]:

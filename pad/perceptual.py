@@ -218,8 +218,9 @@ class RelativePerceptualL1(nn.Module):
         sigma_floor: the least sigma, as a share of the root mean square of sigma over the channels. Normal
             images of one kind leave many channels almost silent; divided by their own tiny sigma, those would
             drown the others. (Over a large set of photographs, as in the paper, no channel is silent.)
-        weighted_size: side of the images if features can be weighted (`fit_residuals`); until then all
-            weights are 1. None: never weighted, as in the paper.
+        size: side of the images; only needed for one of the following two, which take effect after
+            `fit_residuals` and are not in the paper.
+        weighted: weigh the features.
         components: how many principal components of normal residuals at most do not count.
 
     Images are (n, 1 or 3, h, w) in [-1, 1]. Higher is more different; 0 for equal images.
@@ -231,20 +232,22 @@ class RelativePerceptualL1(nn.Module):
         layers: Mapping[str, float],
         standardize: str = "sigma",
         sigma_floor: float = 0.3,
-        weighted_size: int | None = None,
+        size: int | None = None,
+        weighted: bool = False,
         components: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.layers = dict(layers)
         self.power = 1 if standardize == "sigma" else 2
-        seen = weighted_size and (backbone.size or weighted_size)  # side of the images that the backbone sees
+        seen = size and (backbone.size or size)  # side of the images that the backbone sees
         self.statistics = nn.ModuleDict(
             {
                 name: LayerStatistics(
                     backbone.convolution(name).out_channels,
                     sigma_floor,
                     seen and backbone.side(name, seen),
+                    weighted,
                     components,
                 )
                 for name in self.layers
@@ -381,7 +384,7 @@ class Residuals:
 
 
 class LayerStatistics(nn.Module):
-    """mu and sigma of a layer, (c,) each; and, where features are weighted, their weights w, (c, side, side),
+    """mu and sigma of a layer, (c,) each; and, where wanted, the weights w of its features, (c, side, side),
     and the components B that do not count, (k, side, side, c); they travel with the model.
 
     B is kept in bfloat16, in which it is multiplied where that is quicker, and with the channels last, as the
@@ -393,12 +396,19 @@ class LayerStatistics(nn.Module):
     weight: Tensor | None
     components: Tensor | None
 
-    def __init__(self, channels: int, floor: float, side: int | None = None, components: int = 0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        floor: float,
+        side: int | None = None,
+        weighted: bool = False,
+        components: int = 0,
+    ) -> None:
         super().__init__()
         self.floor, self.most_components = floor, components
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("sigma", torch.ones(channels))
-        self.register_buffer("weight", torch.ones(channels, side, side) if side else None)
+        self.register_buffer("weight", torch.ones(channels, side, side) if side and weighted else None)
         none_yet = torch.zeros(0, side or 0, side or 0, channels, dtype=torch.bfloat16)
         self.register_buffer("components", none_yet if side and components else None)
 
@@ -409,12 +419,13 @@ class LayerStatistics(nn.Module):
 
     def assign_residuals(self, residuals: Residuals) -> None:
         """w and B from what is left of the features of normal images."""
-        assert self.weight is not None
         r = residuals.root_mean_square()
-        weight = 1 / (r + _WEIGHT_FLOOR * r.mean()).clamp_min(1e-6)
-        self.weight.copy_(weight / weight.mean())
+        if self.weight is not None:
+            weight = 1 / (r + _WEIGHT_FLOOR * r.mean()).clamp_min(1e-6)
+            self.weight.copy_(weight / weight.mean())
         if self.components is not None:
-            found = residuals.principal_components(self.weight, self.most_components)
+            weight = torch.ones_like(r) if self.weight is None else self.weight
+            found = residuals.principal_components(weight, self.most_components)
             self.components = found.permute(0, 2, 3, 1).contiguous().to(self.components)
 
     def make_room(self, components: int) -> None:

@@ -120,7 +120,8 @@ def build_similarity(config: Config) -> Similarity:
             config.layers,
             config.standardize,
             config.sigma_floor,
-            config.size if config.feature_weights else None,
+            config.size,
+            config.feature_weights,
             config.residual_components,
         )
     if config.similarity == "lpips":

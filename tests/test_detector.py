@@ -124,6 +124,60 @@ def test_feature_weights_come_from_training_and_travel_with_the_model(
     np.testing.assert_array_equal(loaded.score(files), detector.score(files))
 
 
+def test_components_come_from_training_and_travel_with_the_model(
+    detector: pad.Detector, files: list[Path], tmp_path: Path
+) -> None:
+    components = detector.similarity.of("relu3_1").components
+    assert 1 <= len(components) <= detector.config.residual_components
+    assert len(components) == detector.card["data"]["images"] // 4  # as many as the images can tell
+    flat = components.float().flatten(1)
+    torch.testing.assert_close(flat @ flat.T, torch.eye(len(flat)), rtol=0, atol=0.01)
+    detector.save(tmp_path / "model")
+    loaded = pad.load(tmp_path / "model", device="cpu")
+    torch.testing.assert_close(loaded.similarity.of("relu3_1").components, components, rtol=0, atol=0)
+    np.testing.assert_array_equal(loaded.score(files), detector.score(files))
+
+
+def test_models_from_before_components_score_as_they_did(
+    boots: Path, files: list[Path], tmp_path: Path
+) -> None:
+    """Their recipe does not name the setting, and they hold no components."""
+    before = pad.fit(boots, device="cpu", residual_components=0, **{**SMALL, "steps": 3})
+    before.save(tmp_path / "model")
+    config = tmp_path / "model" / "config.yaml"
+    config.write_text(config.read_text().replace("  residual_components: 0\n", ""))
+    assert "residual_components" not in config.read_text()
+    loaded = pad.load(tmp_path / "model", device="cpu")
+    assert loaded.config.residual_components == 0
+    np.testing.assert_array_equal(loaded.score(files), before.score(files))
+
+
+@pytest.mark.parametrize(
+    ("components", "words"),
+    [
+        (torch.zeros(200, 6, 6, 256, dtype=torch.bfloat16), "has shape 200x6x6x256 where 128x6x6x256 fits"),
+        (torch.zeros(5, 7, 7, 256, dtype=torch.bfloat16), "has shape 5x7x7x256 where 5x6x6x256 fits"),
+        (torch.tensor(3.0), r"has shape \(\) where 0x6x6x256 fits"),
+        (torch.zeros(5, 6, 6, 256), "is float32 where bfloat16 fits"),
+        (None, "missing 'similarity.relu3_1.components'"),
+    ],
+)
+def test_components_that_do_not_fit_are_refused(
+    detector: pad.Detector, tmp_path: Path, components: torch.Tensor | None, words: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    detector.save(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["similarity.relu3_1.components"]
+    save_file(
+        tensors if components is None else {**tensors, "similarity.relu3_1.components": components}, path
+    )
+    with pytest.raises(PadError, match=words):
+        pad.load(tmp_path / "model", device="cpu")
+
+
 def test_latents_are_drawn_into_the_prior(detector: pad.Detector) -> None:
     from scipy.stats import chi2
 

@@ -111,13 +111,13 @@ def test_relative_perceptual_l1_against_numpy(standardize: str) -> None:
     assert similarity(x, x).abs().max() == 0
 
 
-@pytest.mark.parametrize("components", [0, 3])
-def test_residuals_of_normal_images_against_numpy(components: int) -> None:
+@pytest.mark.parametrize(("weighted", "components"), [(True, 0), (False, 3), (True, 3)])
+def test_residuals_of_normal_images_against_numpy(weighted: bool, components: int) -> None:
     """w = c / (r + 0.3 mean(r)) with a mean of 1, and B the first principal components of the weighted
     residuals; rho as in the paper before they are set and after they are reset."""
     layers = {"relu2_2": 1.0, "relu3_1": 0.5}
     similarity = RelativePerceptualL1(
-        Backbone("vgg16-st", layers), layers, weighted_size=32, components=components
+        Backbone("vgg16-st", layers), layers, size=32, weighted=weighted, components=components
     )
     similarity.fit(similarity.features(noise(4, seed=s)) for s in range(3))
     x, y = noise(3, seed=10), noise(3, seed=11)
@@ -130,9 +130,12 @@ def test_residuals_of_normal_images_against_numpy(components: int) -> None:
         f = [[similarity.prepare(image)[index].double().numpy() for image in pair] for pair in pairs]
         differences = np.concatenate([a - b for a, b in f])
         r = np.sqrt(np.mean(differences**2, axis=0))
-        w = 1 / (r + 0.3 * r.mean())
+        w = 1 / (r + 0.3 * r.mean()) if weighted else np.ones_like(r)
         w /= w.mean()
-        np.testing.assert_allclose(similarity.of(name).weight.numpy(), w, rtol=1e-3)
+        if weighted:
+            np.testing.assert_allclose(similarity.of(name).weight.numpy(), w, rtol=1e-3)
+        else:
+            assert similarity.of(name).weight is None
         f_x, f_y = (similarity.prepare(image)[index].double().numpy() for image in (x, y))
         residual = (w * (f_x - f_y)).reshape(3, -1)
         if components:
@@ -150,7 +153,9 @@ def test_errors_of_the_kinds_made_on_normal_images_do_not_count() -> None:
     """What differs along the components of normal residuals scores next to nothing, however far it goes;
     across them it counts in full."""
     layers = {"relu2_1": 1.0}
-    similarity = RelativePerceptualL1(Backbone("vgg16-st", layers), layers, weighted_size=16, components=2)
+    similarity = RelativePerceptualL1(
+        Backbone("vgg16-st", layers), layers, size=16, weighted=True, components=2
+    )
     similarity.fit([similarity.features(noise(4, seed=0, size=16))])
     statistics = similarity.of("relu2_1")
     random = torch.Generator().manual_seed(1)
@@ -188,7 +193,7 @@ def test_feature_weights_have_the_shape_of_the_features(size: int, backbone_size
     for name in ("vgg16-st", "vgg16"):
         backbone = Backbone("vgg16-st", layers, size=backbone_size)
         backbone.blurred = name == "vgg16-st"
-        similarity = RelativePerceptualL1(backbone, layers, weighted_size=size)
+        similarity = RelativePerceptualL1(backbone, layers, size=size, weighted=True)
         for layer, f in zip(layers, similarity.features(torch.zeros(1, 1, size, size)), strict=True):
             assert similarity.of(layer).weight.shape == f.shape[1:]
 
