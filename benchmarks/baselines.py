@@ -60,26 +60,38 @@ def mahalanobis(train: Array, test: Array, seed: int) -> Scores:
     return model.fit(train).mahalanobis(test)
 
 
+def feature_pca(train: Array, test: Array, seed: int) -> Scores:
+    """Norm of what 128 principal components leave of deep features (arXiv:2203.10422)."""
+    from sklearn.decomposition import PCA
+
+    model = PCA(min(128, *train.shape), svd_solver="randomized", random_state=seed).fit(train)
+    parts = np.array_split(test, max(1, len(test) // 1000))
+    left = [model.inverse_transform(model.transform(part)) - part for part in parts]
+    return np.concatenate([np.linalg.norm(part, axis=1) for part in left]).astype(np.float64)
+
+
 PIXELS: dict[str, Callable[[Array, Array, int], Scores]] = {
     "knn": knn,
     "isolation-forest": isolation_forest,
     "pca": pca,
     "one-class-svm": one_class_svm,
 }
-FEATURES: dict[str, Callable[[Array, Array, int], Scores]] = {"mahalanobis": mahalanobis}
+POOLED: dict[str, Callable[[Array, Array, int], Scores]] = {"mahalanobis": mahalanobis}
+FEATURES: dict[str, Callable[[Array, Array, int], Scores]] = {"feature-pca": feature_pca}
 COLOURS: dict[str, Callable[[Array, Array, int], Scores]] = {"hsv-isolation-forest": isolation_forest}
-BASELINES = {**PIXELS, **FEATURES, **COLOURS}
+BASELINES = {**PIXELS, **POOLED, **FEATURES, **COLOURS}
 TITLES = {
     "knn": "kNN on pixels, k = 5",
     "isolation-forest": "isolation forest on pixels",
     "pca": "PCA-32 reconstruction",
     "one-class-svm": "one-class SVM on PCA-64",
     "mahalanobis": "Mahalanobis on relu3_3",
+    "feature-pca": "PCA-128 of relu3_1",
     "hsv-isolation-forest": "isolation forest on HSV histograms",
 }
 
 
-def backbone_features(images: NDArray[np.float32], backbone: str = "vgg16-st") -> Array:
+def pooled_features(images: NDArray[np.float32], backbone: str = "vgg16-st") -> Array:
     """Responses at relu3_3, averaged over a 2x2 grid: images (n, c, h, w) in [-1, 1] -> (n, 1024)."""
     import torch
     from torch.nn import functional as F
@@ -91,6 +103,22 @@ def backbone_features(images: NDArray[np.float32], backbone: str = "vgg16-st") -
     with torch.no_grad():
         for batch in torch.from_numpy(images).split(64):
             parts.append(F.adaptive_avg_pool2d(network(batch)["relu3_3"], 2).flatten(1))
+    return torch.cat(parts).numpy()
+
+
+def default_features(images: NDArray[np.float32]) -> Array:
+    """The features that `pad` compares by default, f of all places: images (n, c, s, s) in [-1, 1] ->
+    (n, values)."""
+    import torch
+
+    from pad.config import Config
+    from pad.perceptual import RelativePerceptualL1
+    from pad.similarity import build_similarity
+
+    similarity = build_similarity(Config(size=images.shape[-1], channels=images.shape[1]))
+    assert isinstance(similarity, RelativePerceptualL1)
+    with torch.no_grad():
+        parts = [similarity.features(batch)[0].flatten(1) for batch in torch.from_numpy(images).split(64)]
     return torch.cat(parts).numpy()
 
 

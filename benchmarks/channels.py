@@ -1,16 +1,19 @@
 """Whether a second channel beside rho tells more: how likely E(x) is under the prior, or what D_x says of x.
+And what of the score is the generator's: rho as in the paper, and the score with one mean image for all in
+place of G(E(x)).
 
     python benchmarks/channels.py --ablation ablation [--row default] [--classes 0 3] [--seeds 0]
         [--markdown FILE]
 
-Of runs of `benchmarks/ablation.py`, on the same images: ROC AUC of each channel alone, and of rho together
-with another. They are combined without labels: each is divided into deviations from the mean by the
+Of runs of `benchmarks/ablation.py`, on the same images: ROC AUC of each channel alone, and of the score
+together with another. They are combined without labels: each is divided into deviations from the mean by the
 calibration images, which are normal and were never trained on, and the second is added with a weight.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +29,16 @@ from sklearn.metrics import roc_auc_score
 from pad.config import BATCH_SIZE
 from pad.data import ImageSet, stream
 from pad.detector import Detector
-from pad.runs import split_images
+from pad.perceptual import LayerStatistics, RelativePerceptualL1, Residuals
+from pad.runs import residual_indices, split_images
 
+CHANNELS = (
+    "score",
+    "ρ as in the paper",
+    "the mean image instead of G(E(x))",
+    "E(x) under the prior",
+    "D_x",
+)
 WEIGHTS = (0.25, 0.5, 1.0)
 Scores = dict[str, NDArray[np.float64]]
 
@@ -47,21 +58,59 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def channels(detector: Detector, images: ImageSet) -> Scores:
-    """{channel: scores (n,)}, higher for what is more anomalous by it."""
-    found: dict[str, list[torch.Tensor]] = {"ρ": [], "E(x) under the prior": [], "D_x": []}
+class MeanImage:
+    """The score of a model with the mean of f^(x) over training images in place of f^(G(E(x)))."""
+
+    def __init__(self, detector: Detector, training: ImageSet) -> None:
+        assert isinstance(detector.similarity, RelativePerceptualL1)
+        self.device, self.similarity = detector.device, detector.similarity
+        (self.layer,) = self.similarity.layers
+        images = training.subset(residual_indices(len(training)).tolist())
+        features = [self.prepare(batch.tensor) for batch in stream(images, detector.config, BATCH_SIZE)]
+        self.mean = torch.cat([f.float() for f in features]).mean(0).to(features[0].dtype)
+        self.statistics: LayerStatistics = copy.deepcopy(self.similarity.of(self.layer))
+        residuals = Residuals()
+        for f in features:
+            residuals.add(f - self.mean)
+        self.statistics.assign_residuals(residuals)
+
+    @torch.no_grad()
+    def prepare(self, x: torch.Tensor) -> torch.Tensor:
+        return self.similarity.prepare(x.to(self.device))[0].cpu()
+
+    def score(self, x: torch.Tensor) -> torch.Tensor:
+        f = self.prepare(x)
+        left = self.statistics.project(self.statistics.weigh(f - self.mean))
+        return left.abs().sum((1, 2, 3), dtype=torch.float32) / f.abs().sum((1, 2, 3), dtype=torch.float32)
+
+
+def without_residuals(detector: Detector) -> Detector:
+    """The same model, whose score is rho as in the paper."""
+    similarity = copy.deepcopy(detector.similarity)
+    assert isinstance(similarity, RelativePerceptualL1)
+    similarity.reset_residuals()
+    return Detector(detector.config, detector.networks, similarity, detector.device)
+
+
+def channels(detector: Detector, mean_image: MeanImage, images: ImageSet) -> Scores:
+    """{channel: scores (n,)}, higher for what is more anomalous by it; the first is the detector's score."""
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in CHANNELS}
+    plain = without_residuals(detector)
     critic = detector.networks["image_critic"]
     for batch in stream(images, detector.config, BATCH_SIZE):
-        found["ρ"].append(detector.score_batch(batch.tensor))
+        x = batch.tensor
+        found["score"].append(detector.score_batch(x))
+        found["ρ as in the paper"].append(plain.score_batch(x))
+        found["the mean image instead of G(E(x))"].append(mean_image.score(x))
         # -log of the prior's density at E(x), but for a constant
-        found["E(x) under the prior"].append(detector.encode(batch.tensor).square().sum(1) / 2)
+        found["E(x) under the prior"].append(detector.encode(x).square().sum(1) / 2)
         with torch.no_grad():
-            found["D_x"].append(-critic(batch.tensor.to(detector.device)).float().flatten().cpu())
+            found["D_x"].append(-critic(x.to(detector.device)).float().flatten().cpu())
     return {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
 
 
 def combined(scores: Scores, normal: Scores) -> Scores:
-    """Each channel, and rho with each other one, in deviations of `normal`."""
+    """Each channel, and the score with each other one, in deviations of `normal`."""
     deviations = {name: (s - normal[name].mean()) / normal[name].std() for name, s in scores.items()}
     first, *others = deviations
     found = dict(deviations)
@@ -72,9 +121,10 @@ def combined(scores: Scores, normal: Scores) -> Scores:
 
 
 def roc_aucs(task: Task, detector: Detector) -> dict[str, float]:
-    _, calibration = split_images(task.train, detector.config)
-    normal = channels(detector, calibration)
-    scores = combined(channels(detector, task.test), normal)
+    training, calibration = split_images(task.train, detector.config)
+    mean_image = MeanImage(detector, training)
+    normal = channels(detector, mean_image, calibration)
+    scores = combined(channels(detector, mean_image, task.test), normal)
     return {name: float(roc_auc_score(task.labels(), s)) for name, s in scores.items()}
 
 

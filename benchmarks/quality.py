@@ -21,7 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from baselines import BASELINES, COLOURS, FEATURES, PIXELS, TITLES, backbone_features, hsv_histograms
+from baselines import (
+    BASELINES,
+    COLOURS,
+    FEATURES,
+    PIXELS,
+    POOLED,
+    TITLES,
+    default_features,
+    hsv_histograms,
+    pooled_features,
+)
 from jobs import exit_status, side_by_side, use_share_of_processor
 from protocol import Task, dataset_task, folder_task, metrics, raw_pixels, tensors, train_and_score
 from provenance import made_by, markdown, plain, provenance, stamp, write_json
@@ -109,11 +119,13 @@ def run_baseline(task: Task, method: str, seed: int, test_features: dict[str, An
     def features(images: ImageSet) -> Any:
         if method in PIXELS:
             return raw_pixels(images, config.size, config.channels)
-        if method in FEATURES:
-            return backbone_features(tensors(images, config.size, config.channels))
-        return hsv_histograms(tensors(images, config.size, 3))
+        if method in COLOURS:
+            return hsv_histograms(tensors(images, config.size, 3))
+        of = pooled_features if method in POOLED else default_features
+        return of(tensors(images, config.size, config.channels))
 
-    key = f"{method in FEATURES} {method in COLOURS} {task.test.fingerprint()['sha256']}"
+    kind = next(i for i, group in enumerate((PIXELS, POOLED, FEATURES, COLOURS)) if method in group)
+    key = f"{kind} {task.test.fingerprint()['sha256']}"
     if key not in test_features:
         test_features[key] = features(task.test)
     train, test = features(task.train), test_features[key]

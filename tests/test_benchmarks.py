@@ -81,16 +81,24 @@ def test_quality_of_a_dataset_resumes_and_reports(data_root: Path, tmp_path: Pat
     assert len(stamps) == 4
     bench("quality.py", *words, cwd=tmp_path)
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "finished").iterdir()}
+
+    # A model that is trained to the end is judged again, not trained again.
+    path = tmp_path / "out" / "finished" / "pad-class9-seed1.json"
+    before = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    bench("quality.py", *words, cwd=tmp_path)
+    after = json.loads(path.read_text(encoding="utf-8"))
+    assert [after[key] for key in ("roc_auc", "training")] == [before[key] for key in ("roc_auc", "training")]
     changed = bench("quality.py", *words, "--set", "latent_dim=4", cwd=tmp_path, status=2)
     assert "other settings" in changed.stderr
 
 
 def test_quality_of_a_labelled_folder_holds_normal_images_out(fashion: Path, tmp_path: Path) -> None:
     words = ["--folder", fashion / "test", "--methods", "knn", "isolation-forest", "one-class-svm",
-             "mahalanobis", "hsv-isolation-forest", "--out", "out"]  # fmt: skip
+             "mahalanobis", "feature-pca", "hsv-isolation-forest", "--out", "out"]  # fmt: skip
     bench("quality.py", *words, cwd=tmp_path)
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["results"]
-    assert len(results) == 5
+    assert len(results) == 6
     for result in results:
         assert result["train_images"] == 32  # of 40 normal ones; the other 8 are judged beside 100 anomalies
         assert result["test_images"] == 108
@@ -117,8 +125,10 @@ def test_ablation_never_opens_the_test_split(data_root: Path, tmp_path: Path) ->
         "--device", "cpu", "--markdown", "channels.md", cwd=tmp_path,
     )  # fmt: skip
     rows = [line.split() for line in channels.stdout.splitlines()]
-    assert float(rows[1][1]) == pytest.approx(results[0]["roc_auc"]["value"], abs=1e-4)  # rho alone
-    assert {"ρ + 1 D_x", "D_x"} <= {line.split("  ")[0] for line in channels.stdout.splitlines()}
+    assert float(rows[1][1]) == pytest.approx(results[0]["roc_auc"]["value"], abs=1e-4)  # the score alone
+    assert {"score + 1 D_x", "D_x", "ρ as in the paper"} <= {
+        line.split("  ")[0] for line in channels.stdout.splitlines()
+    }
     assert "| D_x |" in (tmp_path / "channels.md").read_text(encoding="utf-8")
 
 
