@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
@@ -129,7 +130,7 @@ def test_a_stopped_run_resumed_equals_one_that_never_stopped(
     run("train.py", "--out", out, "--resume", "--device", "cpu")
     ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (out, trained))
     assert ours.keys() == theirs.keys()
-    assert all(np.array_equal(ours[k].numpy(), theirs[k].numpy()) for k in ours)
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
     assert (out / "model" / "calibration.json").read_bytes() == (
         trained / "model" / "calibration.json"
     ).read_bytes()
@@ -160,7 +161,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(trained: Path, tmp_pa
     newest.write_bytes(newest.read_bytes()[:1000])
     run("train.py", "--out", run_folder, "--resume", "--device", "cpu")
     ours, theirs = (load_file(f / "model" / "model.safetensors") for f in (run_folder, trained))
-    assert all(np.array_equal(ours[k].numpy(), theirs[k].numpy()) for k in ours)
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 def test_minutes(boots: Path, tmp_path: Path) -> None:
@@ -417,7 +418,7 @@ def test_calibrate_changes_the_calibration_and_nothing_else(
     assert done.returncode == 0, done.stderr
     before, after = trained / "model", tmp_path / "model"
     ours, theirs = load_file(after / "model.safetensors"), load_file(before / "model.safetensors")
-    assert all(np.array_equal(ours[k].numpy(), theirs[k].numpy()) for k in theirs)
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     assert len(json.loads((after / "calibration.json").read_text())["scores"]) == 40
     done = subprocess.run([*pad, "--version"], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.startswith("pad ")

@@ -132,14 +132,17 @@ def test_fine_tuning_learns_the_new_and_keeps_the_old(
     assert "an estimate" in (tmp_path / "with" / "model" / "README.md").read_text()
 
 
-def test_mu_and_sigma_stay_and_weights_are_new(model: Path, trousers: Path, tmp_path: Path) -> None:
+def test_mu_and_sigma_stay_and_what_is_known_of_errors_is_new(
+    model: Path, trousers: Path, tmp_path: Path
+) -> None:
     fine_tune(model, trousers, tmp_path / "run", "--steps", 2)
     ours, theirs = (
         pad.load(path, device="cpu").similarity.state_dict() for path in (tmp_path / "run", model)
     )
-    weight = "statistics.relu1_2.weight"
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs if key != weight)
-    assert not torch.equal(ours[weight], theirs[weight])
+    new = {"statistics.relu1_2.weight", "statistics.relu1_2.components"}
+    assert new < theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs.keys() - new)
+    assert not any(torch.equal(ours[key], theirs[key]) for key in new)
 
 
 def test_calibration_covers_both(
