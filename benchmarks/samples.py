@@ -1,0 +1,107 @@
+"""What the critics earn: how near to normal images are those that the generator makes.
+
+    python benchmarks/samples.py --ablation ablation [--rows default no-critics] [--classes 0 3] [--seeds 0]
+        [--markdown FILE]
+
+Of runs of `benchmarks/ablation.py`: the Fréchet distance (Heusel et al., arXiv:1706.08500, with features of
+the backbone in place of Inception's) between normal images that were never trained on and as many images
+G(z) of the prior, z ~ N(0, I); and the same for G(E(x)) of anomalies, which are shown as their nearest normal
+images. The first line is the distance of training images, which is how near one can come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from baselines import pooled_features
+from jobs import exit_status
+from numpy.typing import NDArray
+from protocol import Task, training_split_task
+from provenance import markdown, plain, provenance
+from torch import Tensor
+
+from pad.data import load_all
+from pad.detector import Detector
+from pad.recipes import build_config
+from pad.replay import generate
+
+ROWS = ["default", "no-critics", "no-image-critic", "no-latent-critic"]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--ablation", type=Path, required=True, metavar="DIR", help="its --out")
+    parser.add_argument("--rows", nargs="+", default=ROWS, metavar="NAME", help="as its folders spell them")
+    parser.add_argument("--dataset", choices=("fashion-mnist", "mnist", "cifar10"), default="fashion-mnist")
+    parser.add_argument("--data-root", type=Path, metavar="DIR")
+    parser.add_argument("--classes", type=int, nargs="+", default=[0, 3], metavar="K")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    parser.add_argument("--anomalies", type=int, default=200, metavar="N", help="images of each other class")
+    parser.add_argument("--held-out", type=float, default=0.2, metavar="SHARE")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
+    return parser.parse_args()
+
+
+def features(images: Tensor) -> NDArray[np.float64]:
+    """relu3_3 averaged over all places: images (n, c, h, w) in [-1, 1] -> (n, 256)."""
+    quarters = pooled_features(images.float().numpy())  # over a 2x2 grid
+    return quarters.reshape(len(images), 256, 4).mean(2).astype(np.float64)
+
+
+def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of the means and covariances of (n, values) each."""
+    from scipy.linalg import eigvals
+
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    # The trace of a root is the sum of the roots of the eigenvalues, which are real and not negative.
+    roots = np.sqrt(np.clip(eigvals(covariances[0] @ covariances[1]).real, 0, None))
+    means = np.square(a.mean(0) - b.mean(0)).sum()
+    return float(means + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * roots.sum())
+
+
+def distances(task: Task, detector: Detector, held_out: NDArray[np.float64], n: int) -> tuple[float, float]:
+    """Of images of the prior, and of the nearest images of anomalies."""
+    config = detector.config
+    random = torch.Generator().manual_seed(0)
+    r = config.latent_resolution
+    of_prior = generate(detector, torch.randn(n, config.latent_dim, r, r, generator=random))
+    anomalies = task.test.subset(np.flatnonzero(task.labels()).tolist())
+    nearest = torch.cat([detector.reconstruct(x) for x in load_all(anomalies, config)[0].split(64)])
+    return frechet_distance(held_out, features(of_prior)), frechet_distance(held_out, features(nearest))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    found: dict[str, list[tuple[float, float]]] = {}
+    floor = []
+    for label in arguments.classes:
+        task = training_split_task(
+            arguments.dataset, label, arguments.data_root, arguments.anomalies, arguments.held_out
+        )
+        normal = task.test.subset(np.flatnonzero(~task.labels()).tolist())
+        config = build_config(None, {}, task.train)
+        held_out = features(load_all(normal, config)[0])
+        training = task.train.subset(range(min(len(normal), len(task.train))))
+        floor.append(frechet_distance(held_out, features(load_all(training, config)[0])))
+        for row in arguments.rows:
+            for seed in arguments.seeds:
+                name = f"{row}-class{label}-seed{seed}"
+                detector = Detector.load(arguments.ablation / "runs" / name, arguments.device)
+                found.setdefault(row, []).append(distances(task, detector, held_out, len(normal)))
+    header = ["Fréchet distance to normal images", "G(z), z of the prior", "G(E(x)), x an anomaly"]
+    rows = [["training images", f"{np.mean(floor):.2f}", ""]]
+    rows += [[row, *(f"{value:.2f}" for value in np.mean(values, axis=0))] for row, values in found.items()]
+    print(plain(header, rows))
+    if arguments.markdown:
+        note = f"Classes {', '.join(map(str, arguments.classes))}; means over classes and seeds."
+        arguments.markdown.write_text(
+            markdown(provenance(arguments.device), header, rows, note), encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: run(parse_arguments())))
