@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from pad.calibration import Calibration
 from pad.config import BATCH_SIZE, Config, from_mapping, to_mapping
-from pad.devices import cast_backbone, in_parallel, lanes, pick_device, pick_precision, to_device
+from pad.devices import cast_similarity, in_parallel, lanes, pick_device, pick_precision, to_device
 from pad.errors import PadError
 from pad.networks import build_networks
 from pad.perceptual import RelativePerceptualL1
@@ -70,7 +70,7 @@ class Detector:
         self.networks = to_device(networks, device)
         self.networks.requires_grad_(False).eval()
         self.similarity = similarity.to(device)
-        cast_backbone(self.similarity, self.dtype)
+        cast_similarity(self.similarity, self.dtype)
 
     # Batches of tensors (n, channels, size, size) in [-1, 1]
 
@@ -294,8 +294,9 @@ class Detector:
         check_tensors(files.tensors, expected, folder / "model.safetensors")
         _check_backbone(files.config.get("backbone"), similarity, folder)
         networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
-        for key, value in _statistics(similarity).items():
-            value.copy_(files.tensors[key])
+        if isinstance(similarity, RelativePerceptualL1):
+            statistics = similarity.statistics
+            statistics.load_state_dict({k: files.tensors[f"similarity.{k}"] for k in statistics.state_dict()})
         calibration = files.calibration and Calibration.from_dict(
             files.calibration, f"{folder / 'calibration.json'}"
         )
@@ -329,7 +330,8 @@ def _statistics(similarity: Similarity) -> dict[str, Tensor]:
     """mu, sigma and the like as they are named in model.safetensors; all that a similarity adds to it."""
     if not isinstance(similarity, RelativePerceptualL1):
         return {}
-    return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}
+    state = similarity.statistics.state_dict().items()
+    return {f"similarity.{k}": v.bfloat16() if k.endswith(".components") else v for k, v in state}
 
 
 def _backbone_card(similarity: Similarity) -> dict[str, str]:

@@ -77,11 +77,15 @@ def to_device(networks: torch.nn.ModuleDict, device: torch.device) -> torch.nn.M
     return networks.to(device).to(memory_format=torch.channels_last)
 
 
-def cast_backbone(similarity: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Sets the number format of a similarity's frozen convolutions; its statistics stay float32."""
+def cast_similarity(similarity: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Sets the number format of what a similarity multiplies by: its frozen convolutions and the components
+    of its residuals. Other statistics stay float32."""
     backbone = getattr(similarity, "backbone", None)
     if backbone is not None:
         backbone.convolutions.to(dtype=dtype, memory_format=torch.channels_last)
+    for statistics in getattr(similarity, "statistics", {}).values():
+        if statistics.components is not None:
+            statistics.components = statistics.components.to(dtype)
 
 
 def lanes(device: torch.device, batch_size: int) -> int:

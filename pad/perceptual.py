@@ -373,7 +373,7 @@ class Residuals:
         """The first ones of the weighted residuals, (k, c, h, w), orthonormal: `most`, or as many as the
         images can tell. They are not centred: a mean error is an error of a kind, too."""
         images = torch.cat(self.kept)
-        flat = (images.float() * weight.cpu()).flatten(1)
+        flat = images.float().mul_(weight.cpu()).flatten(1)
         k = min(most, len(flat) // _COMPONENT_IMAGES)
         # The eigenvectors of the smaller U U^T instead of U^T U, for U (n, features).
         variances, vectors = torch.linalg.eigh(flat @ flat.T)
@@ -387,8 +387,8 @@ class LayerStatistics(nn.Module):
     """mu and sigma of a layer, (c,) each; and, where wanted, the weights w of its features, (c, side, side),
     and the components B that do not count, (k, side, side, c); they travel with the model.
 
-    B is kept in bfloat16, in which it is multiplied where that is quicker, and with the channels last, as the
-    features lie in memory there.
+    B is rounded to bfloat16, so that it is the same wherever it is multiplied, and kept with the channels
+    last, as the features lie in memory.
     """
 
     mean: Tensor
@@ -409,7 +409,7 @@ class LayerStatistics(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("sigma", torch.ones(channels))
         self.register_buffer("weight", torch.ones(channels, side, side) if side and weighted else None)
-        none_yet = torch.zeros(0, side or 0, side or 0, channels, dtype=torch.bfloat16)
+        none_yet = torch.zeros(0, side or 0, side or 0, channels)
         self.register_buffer("components", none_yet if side and components else None)
 
     def assign(self, mean: Tensor, sigma: Tensor) -> None:
@@ -426,7 +426,7 @@ class LayerStatistics(nn.Module):
         if self.components is not None:
             weight = torch.ones_like(r) if self.weight is None else self.weight
             found = residuals.principal_components(weight, self.most_components)
-            self.components = found.permute(0, 2, 3, 1).contiguous().to(self.components)
+            self.components = found.permute(0, 2, 3, 1).contiguous().bfloat16().to(self.components)
 
     def make_room(self, components: int) -> None:
         """For so many components, all zero, at most as many as there may be."""

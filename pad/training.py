@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pad.balancing import GradientNormalizer
 from pad.config import Config
-from pad.devices import cast_backbone, pick_precision, to_device
+from pad.devices import cast_similarity, pick_precision, to_device
 from pad.errors import PadError
 from pad.losses import adversarial_loss, critic_loss, gradient_penalty
 from pad.networks import build_networks
@@ -98,7 +98,7 @@ class Trainer:
         self.similarity = (known or build_similarity(config)).to(device)
         if isinstance(known, RelativePerceptualL1):
             known.reset_residuals()
-        cast_backbone(self.similarity, self.dtype)
+        cast_similarity(self.similarity, self.dtype)
         self._features: list[Tensor] | None = None
         if known is None and isinstance(self.similarity, RelativePerceptualL1):
             self._fit_similarity(self.similarity, statistics_images)

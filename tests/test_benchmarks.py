@@ -130,6 +130,27 @@ def test_ablation_never_opens_the_test_split(data_root: Path, tmp_path: Path) ->
         line.split("  ")[0] for line in channels.stdout.splitlines()
     }
     assert "| D_x |" in (tmp_path / "channels.md").read_text(encoding="utf-8")
+    samples = bench(
+        "samples.py", "--ablation", "out", "--data-root", ".", "--classes", 9, "--anomalies", 10,
+        "--rows", "default", "no-critics", "--device", "cpu", "--markdown", "samples.md", cwd=tmp_path,
+    )  # fmt: skip
+    lines = [line.split() for line in samples.stdout.splitlines()]
+    assert [line[0] for line in lines[2:]] == ["default", "no-critics"]
+    assert all(float(number) > float(lines[1][-1]) > 0 for line in lines[2:] for number in line[-2:])
+    assert "| no-critics |" in (tmp_path / "samples.md").read_text(encoding="utf-8")
+
+
+def test_frechet_distance_of_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of N(0, diag a^2) and N(m, diag b^2) it is |m|^2 + |a - b|^2; and it does not know about turns."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from samples import frechet_distance
+
+    random = np.random.default_rng(0)
+    turn = np.linalg.qr(random.normal(size=(3, 3)))[0]
+    first = random.normal(size=(200_000, 3)) * [1, 2, 3] @ turn
+    second = (random.normal(size=(200_000, 3)) * [2, 2, 1] + [1, 0, 0]) @ turn
+    assert frechet_distance(first, second) == pytest.approx(1 + 1 + 0 + 4, rel=0.02)
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
 
 
 def test_ablation_names_an_unknown_row(tmp_path: Path) -> None:
