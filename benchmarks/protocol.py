@@ -157,7 +157,7 @@ def train_and_score(
         **metrics(scores, task.labels()),
         "train_images": len(training),
         "test_images": len(rows),
-        "training": {**detector.card["training"], "commit": detector.card["versions"].get("commit")},
+        "training": {"commit": detector.card["versions"].get("commit"), **detector.card["training"]},
         "score_seconds": round(seconds, 2),
         "recipe": to_mapping(config),
     }

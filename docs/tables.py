@@ -27,13 +27,16 @@ def results() -> str:
         summary = json.loads(path.read_text(encoding="utf-8"))
         card = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
         training, versions = card["training"], card["versions"]
+        commit = f"`{versions.get('commit', '?')}`"
+        if "commit" in training:
+            commit += f", trained at `{training['commit']}`"
         auc = summary["roc_auc"]
         name = path.parent.relative_to(ROOT / "zoo").as_posix()
         lines.append(
             f"| [{name}](zoo/{name}) | {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}] | "
             f"{summary['average_precision']['value']:.3f} | {summary['fpr_at_95_tpr']['value']:.3f} | "
             f"{summary['false_alarm_rate']['value']:.1%} | {training['steps']} steps, "
-            f"{training['seconds'] / 60:.1f} min, {training['hardware']} | `{versions.get('commit', '?')}` |"
+            f"{training['seconds'] / 60:.1f} min, {training['hardware']} | {commit} |"
         )
     return "\n".join(lines)
 

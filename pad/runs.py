@@ -270,6 +270,7 @@ def finished_detector(
 ) -> Detector | None:
     """The detector of a run that is finished, with all that comes after training done anew by this version:
     what the score knows of errors on normal images, and the calibration. None if the run is not finished.
+    If that was another version, the card's `training` says at which commit.
 
     Raises PadError if the run was made from other images or with other settings.
     """
@@ -290,6 +291,10 @@ def finished_detector(
     batches = torch.arange(len(images)).split(BATCH_SIZE)
     detector.fit_residuals(images.batch(indices) for indices in batches)
     detector.calibrate(calibration)
+    now, then = versions(), detector.card["versions"].get("commit")
+    if then and then != now.get("commit"):
+        detector.card["training"].setdefault("commit", then)
+        detector.card["versions"] = now
     return detector
 
 

@@ -108,6 +108,15 @@ def test_a_finished_run_is_taken_as_it_is(built: tuple[Path, Path], tmp_path: Pa
     assert (runs / "boots" / "model" / "model.safetensors").stat().st_mtime_ns == before
     same = [(place / NAME / "model.safetensors").read_bytes() for place in (root, other)]
     assert same[0] == same[1]
+    # One that another version has trained says so.
+    shutil.copytree(runs, tmp_path / "runs")
+    path = tmp_path / "runs" / "boots" / "model" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["versions"]["commit"] = "0123456789ab"
+    path.write_text(yaml.safe_dump(config))
+    assert build(other, tmp_path / "runs") == 0
+    assert "trained at 0123456789ab |" in (other / NAME / "README.md").read_text()
+    assert (other / NAME / "model.safetensors").read_bytes() == same[0]
 
 
 def test_a_run_of_other_settings_or_images_is_refused(
