@@ -134,7 +134,10 @@ def train_and_score(
     end is not trained again: then only what comes after training is done anew."""
     config = build_config(recipe, settings, task.train)
     training, calibration = split_images(task.train, config)
-    detector = finished_detector(folder, config, training, calibration, device) or train_detector(
+    detector = finished_detector(folder, config, training, calibration, device)
+    if detector is not None:
+        detector.save(folder / "model")
+    detector = detector or train_detector(
         config,
         training,
         calibration,

@@ -144,11 +144,14 @@ class Detector:
             optimizer.step()
         return z.detach()
 
-    def fit_residuals(self, batches: Iterable[Tensor]) -> None:
+    def fit_residuals(self, batches: Iterable[Tensor], known: Detector | None = None) -> None:
         """Sets what the score takes into account of errors on normal images (the weights of the features,
         and the components that do not count) from batches of the images that were trained on; to be done
         before `calibrate`. Where the recipe wants neither, or its similarity has no features, it does
-        nothing."""
+        nothing.
+
+        known: a detector of the same recipe whose components are kept: the one that was fine-tuned.
+        """
         wanted = self.config.feature_weights or self.config.residual_components
         if not wanted or not isinstance(self.similarity, RelativePerceptualL1):
             return
@@ -159,7 +162,8 @@ class Detector:
                 with torch.no_grad(), self._autocast():
                     yield similarity.differences(reference, nearest)
 
-        self.similarity.fit_residuals(differences(self.similarity))
+        kept = known.similarity if known and isinstance(known.similarity, RelativePerceptualL1) else None
+        self.similarity.fit_residuals(differences(self.similarity), kept)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -319,7 +323,8 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 
 
 def _make_room(similarity: Similarity, tensors: Mapping[str, Tensor]) -> None:
-    """For as many components as a model holds: fewer than its recipe asks for where images were few."""
+    """For as many components as a model holds: fewer than its recipe asks for where images were few, more
+    where it was fine-tuned."""
     if isinstance(similarity, RelativePerceptualL1):
         for layer in similarity.layers:
             found = tensors.get(f"similarity.{layer}.components")

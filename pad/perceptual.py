@@ -323,15 +323,18 @@ class RelativePerceptualL1(nn.Module):
         return self
 
     @torch.no_grad()
-    def fit_residuals(self, batches: Iterable[Sequence[Tensor]]) -> RelativePerceptualL1:
+    def fit_residuals(
+        self, batches: Iterable[Sequence[Tensor]], known: RelativePerceptualL1 | None = None
+    ) -> RelativePerceptualL1:
         """Sets w and B of each layer from batches of `differences` between normal images and what a trained
-        model makes of them, in no particular order. Raises PadError if there are none."""
+        model makes of them, in no particular order. The components of `known` are kept: errors of those kinds
+        do not count either. Raises PadError if there are no images."""
         residuals = [Residuals() for _ in self.layers]
         for differences in batches:
             for of_layer, difference in zip(residuals, differences, strict=True):
                 of_layer.add(difference)
         for name, of_layer in zip(self.layers, residuals, strict=True):
-            self.of(name).assign_residuals(of_layer)
+            self.of(name).assign_residuals(of_layer, known.of(name) if known else None)
         return self
 
     def reset_residuals(self) -> None:
@@ -369,11 +372,17 @@ class Residuals:
             raise PadError("feature weights: no images were given")
         return (self.squares / self.count).sqrt()
 
-    def principal_components(self, weight: Tensor, most: int) -> Tensor:
+    def principal_components(self, weight: Tensor, most: int, besides: Tensor | None = None) -> Tensor:
         """The first ones of the weighted residuals, (k, c, h, w), orthonormal: `most`, or as many as the
-        images can tell. They are not centred: a mean error is an error of a kind, too."""
+        images can tell. They are not centred: a mean error is an error of a kind, too.
+
+        besides: components (j, c, h, w), orthonormal, that there are already; the others are orthogonal to
+            them.
+        """
         images = torch.cat(self.kept)
         flat = images.float().mul_(weight.cpu()).flatten(1)
+        if besides is not None:
+            flat = flat - (flat @ besides.flatten(1).T) @ besides.flatten(1)
         k = min(most, len(flat) // _COMPONENT_IMAGES)
         # The eigenvectors of the smaller U U^T instead of U^T U, for U (n, features).
         variances, vectors = torch.linalg.eigh(flat @ flat.T)
@@ -417,22 +426,35 @@ class LayerStatistics(nn.Module):
         floor = self.floor * float(sigma.square().mean().sqrt())
         self.sigma.copy_(sigma.clamp_min(max(floor, 1e-6)))
 
-    def assign_residuals(self, residuals: Residuals) -> None:
-        """w and B from what is left of the features of normal images."""
+    def assign_residuals(self, residuals: Residuals, known: LayerStatistics | None = None) -> None:
+        """w and B from what is left of the features of normal images, besides the components that are
+        `known`."""
         r = residuals.root_mean_square()
         if self.weight is not None:
             weight = 1 / (r + _WEIGHT_FLOOR * r.mean()).clamp_min(1e-6)
             self.weight.copy_(weight / weight.mean())
         if self.components is not None:
             weight = torch.ones_like(r) if self.weight is None else self.weight
-            found = residuals.principal_components(weight, self.most_components)
+            kept = None if known is None else known.reweighted_components(weight)
+            found = residuals.principal_components(weight, self.most_components, kept)
+            found = found if kept is None else torch.cat([kept, found])
             self.components = found.permute(0, 2, 3, 1).contiguous().bfloat16().to(self.components)
 
+    def reweighted_components(self, weight: Tensor) -> Tensor | None:
+        """An orthonormal basis of what the components span, (k, c, side, side), for features of other
+        weights than its own."""
+        if self.components is None or not len(self.components):
+            return None
+        components = self.components.float().permute(0, 3, 1, 2).cpu() * weight.cpu()
+        if self.weight is not None:
+            components = components / self.weight.cpu()
+        basis, _ = torch.linalg.qr(components.flatten(1).T)
+        return basis.T.unflatten(1, components.shape[1:])
+
     def make_room(self, components: int) -> None:
-        """For so many components, all zero, at most as many as there may be."""
+        """For so many components, all zero."""
         if self.components is not None:
-            count = min(components, self.most_components)
-            self.components = self.components.new_zeros(count, *self.components.shape[1:])
+            self.components = self.components.new_zeros(components, *self.components.shape[1:])
 
     def reset_residuals(self) -> None:
         if self.weight is not None:

@@ -416,7 +416,9 @@ class Run:
         if not np.isfinite(detector.score(few)).all():
             raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
         chosen = residual_indices(len(trainer.images)).split(BATCH_SIZE)
-        detector.fit_residuals(trainer.images.batch(indices) for indices in chosen)
+        # The replayed images of an old model are its own and easy for it: how it errs on real ones it knows.
+        old = self.old_normal[0] if self.old_normal else None
+        detector.fit_residuals((trainer.images.batch(indices) for indices in chosen), old)
         detector.calibrate(self.calibration)
         if self.old_normal is not None:
             calibrate_both(detector, *self.old_normal)

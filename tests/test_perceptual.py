@@ -171,6 +171,30 @@ def test_errors_of_the_kinds_made_on_normal_images_do_not_count() -> None:
     assert across.min() > 0.9 * statistics.weigh(other).abs().sum((1, 2, 3)).min()
 
 
+def test_fine_tuning_keeps_the_kinds_of_error_that_are_known() -> None:
+    """Errors of the old kinds and of the new ones score next to nothing, though the weights are others."""
+    layers = {"relu2_1": 1.0}
+    random = torch.Generator().manual_seed(0)
+    kinds = torch.randn(2, 2, 128, 8, 8, generator=random)  # old and new, two of each
+    scale = torch.rand(128, 8, 8, generator=random) + 0.1
+    errors = [kinds[0] * scale, kinds[1] * scale.flip(0)]
+    known = None
+    for of in errors:
+        similarity = RelativePerceptualL1(
+            Backbone("vgg16-st", layers), layers, size=16, weighted=True, components=2
+        )
+        images = torch.einsum("nk,kchw->nchw", torch.randn(40, 2, generator=random), of)
+        similarity.fit_residuals([[images]], known)
+        known = similarity
+    statistics = similarity.of("relu2_1")
+    assert statistics.components is not None
+    flat = statistics.components.flatten(1)
+    torch.testing.assert_close(flat @ flat.T, torch.eye(4), rtol=0, atol=0.01)
+    for of in errors:
+        weighed = statistics.weigh(of)
+        assert statistics.project(weighed).abs().sum() < 0.05 * weighed.abs().sum()
+
+
 @pytest.mark.parametrize(("images", "most", "found"), [(40, 100, 10), (40, 7, 7), (3, 100, 0)])
 def test_components_are_as_many_as_the_images_can_tell(images: int, most: int, found: int) -> None:
     residuals = Residuals()
