@@ -16,14 +16,13 @@ import argparse
 import copy
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
+from finished_rows import argument_parser, detector_of, report, task_of
 from jobs import exit_status
 from numpy.typing import NDArray
-from protocol import Task, training_split_task
-from provenance import markdown, plain, provenance
+from protocol import Task
 from sklearn.metrics import roc_auc_score
 
 from pad.config import BATCH_SIZE
@@ -44,17 +43,8 @@ Scores = dict[str, NDArray[np.float64]]
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--ablation", type=Path, required=True, metavar="DIR", help="its --out")
+    parser = argument_parser(__doc__)
     parser.add_argument("--row", default="default", metavar="NAME", help="as its folders spell it")
-    parser.add_argument("--dataset", choices=("fashion-mnist", "mnist", "cifar10"), default="fashion-mnist")
-    parser.add_argument("--data-root", type=Path, metavar="DIR")
-    parser.add_argument("--classes", type=int, nargs="+", default=[0, 3], metavar="K")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
-    parser.add_argument("--anomalies", type=int, default=200, metavar="N", help="images of each other class")
-    parser.add_argument("--held-out", type=float, default=0.2, metavar="SHARE")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     return parser.parse_args()
 
 
@@ -146,19 +136,11 @@ def table(
 def run(arguments: argparse.Namespace) -> None:
     found = {}
     for label in arguments.classes:
-        task = training_split_task(
-            arguments.dataset, label, arguments.data_root, arguments.anomalies, arguments.held_out
-        )
+        task = task_of(arguments, label)
         for seed in arguments.seeds:
-            folder = arguments.ablation / "runs" / f"{arguments.row}-class{label}-seed{seed}"
-            found[label, seed] = roc_aucs(task, Detector.load(folder, arguments.device))
+            found[label, seed] = roc_aucs(task, detector_of(arguments, arguments.row, label, seed))
     header, rows = table(found, arguments.classes)
-    print(plain(header, rows))
-    if arguments.markdown:
-        note = "Same images as in the ablation; means over seeds."
-        arguments.markdown.write_text(
-            markdown(provenance(arguments.device), header, rows, note), encoding="utf-8"
-        )
+    report(arguments, header, rows, "Same images as in the ablation; means over seeds.")
 
 
 if __name__ == "__main__":

@@ -137,17 +137,18 @@ def train_and_score(
     detector = finished_detector(folder, config, training, calibration, device)
     if detector is not None:
         detector.save(folder / "model")
-    detector = detector or train_detector(
-        config,
-        training,
-        calibration,
-        pick_device(device),
-        folder,
-        minutes,
-        resume=read_checkpoint(folder) is not None,
-        progress=True,
-        data_root=data_root,
-    )
+    else:
+        detector = train_detector(
+            config,
+            training,
+            calibration,
+            pick_device(device),
+            folder,
+            minutes,
+            resume=read_checkpoint(folder) is not None,
+            progress=True,
+            data_root=data_root,
+        )
     begun = time.perf_counter()
     rows = list(score_rows(detector, task.test, 0.05, BATCH_SIZE))
     seconds = time.perf_counter() - begun

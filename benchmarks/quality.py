@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +117,14 @@ def run_baseline(task: Task, method: str, seed: int, test_features: dict[str, An
     which judges by the same ones."""
     config = build_config(None, {}, task.train)
 
-    def features(images: ImageSet) -> Any:
-        if method in PIXELS:
-            return raw_pixels(images, config.size, config.channels)
-        if method in COLOURS:
-            return hsv_histograms(tensors(images, config.size, 3))
-        of = pooled_features if method in POOLED else default_features
-        return of(tensors(images, config.size, config.channels))
-
-    kind = next(i for i, group in enumerate((PIXELS, POOLED, FEATURES, COLOURS)) if method in group)
+    size, channels = config.size, config.channels
+    kinds: tuple[tuple[Any, Callable[[ImageSet], Any]], ...] = (
+        (PIXELS, lambda images: raw_pixels(images, size, channels)),
+        (POOLED, lambda images: pooled_features(tensors(images, size, channels))),
+        (FEATURES, lambda images: default_features(tensors(images, size, channels))),
+        (COLOURS, lambda images: hsv_histograms(tensors(images, size, 3))),
+    )
+    kind, features = next((i, of) for i, (group, of) in enumerate(kinds) if method in group)
     key = f"{kind} {task.test.fingerprint()['sha256']}"
     if key not in test_features:
         test_features[key] = features(task.test)

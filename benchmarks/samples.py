@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 from baselines import pooled_features
+from finished_rows import argument_parser, detector_of, report, task_of
 from jobs import exit_status
 from numpy.typing import NDArray
-from protocol import Task, training_split_task
-from provenance import markdown, plain, provenance
+from protocol import Task
 from torch import Tensor
 
 from pad.data import load_all
@@ -33,17 +32,8 @@ ROWS = ["default", "no-critics", "no-image-critic", "no-latent-critic"]
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--ablation", type=Path, required=True, metavar="DIR", help="its --out")
+    parser = argument_parser(__doc__)
     parser.add_argument("--rows", nargs="+", default=ROWS, metavar="NAME", help="as its folders spell them")
-    parser.add_argument("--dataset", choices=("fashion-mnist", "mnist", "cifar10"), default="fashion-mnist")
-    parser.add_argument("--data-root", type=Path, metavar="DIR")
-    parser.add_argument("--classes", type=int, nargs="+", default=[0, 3], metavar="K")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
-    parser.add_argument("--anomalies", type=int, default=200, metavar="N", help="images of each other class")
-    parser.add_argument("--held-out", type=float, default=0.2, metavar="SHARE")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     return parser.parse_args()
 
 
@@ -79,9 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     found: dict[str, list[tuple[float, float]]] = {}
     floor = []
     for label in arguments.classes:
-        task = training_split_task(
-            arguments.dataset, label, arguments.data_root, arguments.anomalies, arguments.held_out
-        )
+        task = task_of(arguments, label)
         normal = task.test.subset(np.flatnonzero(~task.labels()).tolist())
         config = build_config(None, {}, task.train)
         held_out = features(load_all(normal, config)[0])
@@ -89,18 +77,13 @@ def run(arguments: argparse.Namespace) -> None:
         floor.append(frechet_distance(held_out, features(load_all(training, config)[0])))
         for row in arguments.rows:
             for seed in arguments.seeds:
-                name = f"{row}-class{label}-seed{seed}"
-                detector = Detector.load(arguments.ablation / "runs" / name, arguments.device)
+                detector = detector_of(arguments, row, label, seed)
                 found.setdefault(row, []).append(distances(task, detector, held_out, len(normal)))
     header = ["Fréchet distance to normal images", "G(z), z of the prior", "G(E(x)), x an anomaly"]
     rows = [["training images", f"{np.mean(floor):.2f}", ""]]
     rows += [[row, *(f"{value:.2f}" for value in np.mean(values, axis=0))] for row, values in found.items()]
-    print(plain(header, rows))
-    if arguments.markdown:
-        note = f"Classes {', '.join(map(str, arguments.classes))}; means over classes and seeds."
-        arguments.markdown.write_text(
-            markdown(provenance(arguments.device), header, rows, note), encoding="utf-8"
-        )
+    classes = ", ".join(map(str, arguments.classes))
+    report(arguments, header, rows, f"Classes {classes}; means over classes and seeds.")
 
 
 if __name__ == "__main__":
