@@ -61,6 +61,7 @@ class Config:
     layers: Mapping[str, float] = field(default_factory=lambda: {"relu3_1": 1.0})  # layer: weight
     standardize: str = "sigma"  # divide features by "sigma" (the paper) or "variance" (its public code)
     sigma_floor: float = 0.3  # least sigma of a channel, as a share of its root mean square over channels
+    feature_channels: float = 0.5  # share of the deepest layer's channels that count: the most varied ones
     backbone_scale: float = 0.75  # images are resized by this, to a multiple of 4 pixels, for the backbone
     statistics: str = "normal"  # where mu and sigma come from: "normal" training images, or a folder
 
@@ -228,6 +229,7 @@ def check(config: Config) -> None:
     for key in ("warm_up", "critic_head_start"):
         need(0 <= getattr(config, key) <= 1, key, "a share of the training from 0 to 1")
     need(0 < config.prior_mass <= 1, "prior_mass", "a share above 0, up to 1")
+    need(0 < config.feature_channels <= 1, "feature_channels", "a share above 0, up to 1")
     need(0.25 <= config.backbone_scale <= 8, "backbone_scale", "a factor from 0.25 to 8")
     need(0 <= config.ema < 1, "ema", "a decay from 0 to below 1")
     need(len(config.betas) == 2 and all(0 <= b < 1 for b in config.betas), "betas", "two numbers below 1")

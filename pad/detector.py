@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 
 # What settings mean that the recipe of an older model does not name.
-_UNNAMED = {"residual_components": 0}
+_UNNAMED = {"residual_components": 0, "feature_channels": 1.0}
 
 
 class Examined(NamedTuple):
@@ -296,6 +296,7 @@ class Detector:
         _make_room(similarity, files.tensors)
         expected = {**networks.state_dict(), **_statistics(similarity)}
         check_tensors(files.tensors, expected, folder / "model.safetensors")
+        _check_channels(similarity, files.tensors, folder / "model.safetensors")
         _check_backbone(files.config.get("backbone"), similarity, folder)
         networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
         if isinstance(similarity, RelativePerceptualL1):
@@ -331,12 +332,21 @@ def _make_room(similarity: Similarity, tensors: Mapping[str, Tensor]) -> None:
             similarity.of(layer).make_room(0 if found is None or not found.dim() else len(found))
 
 
+def _check_channels(similarity: Similarity, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Raises PadError for channels that a layer does not have."""
+    if isinstance(similarity, RelativePerceptualL1):
+        for layer in similarity.layers:
+            channels = tensors.get(f"similarity.{layer}.channels")
+            there = similarity.backbone.convolution(layer).out_channels
+            if channels is not None and not ((channels >= 0) & (channels < there)).all():
+                raise PadError(f"{where} does not fit its config: {layer} has channels 0 to {there - 1} only")
+
+
 def _statistics(similarity: Similarity) -> dict[str, Tensor]:
     """mu, sigma and the like as they are named in model.safetensors; all that a similarity adds to it."""
     if not isinstance(similarity, RelativePerceptualL1):
         return {}
-    state = similarity.statistics.state_dict().items()
-    return {f"similarity.{k}": v.bfloat16() if k.endswith(".components") else v for k, v in state}
+    return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}
 
 
 def _backbone_card(similarity: Similarity) -> dict[str, str]:

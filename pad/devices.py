@@ -78,14 +78,10 @@ def to_device(networks: torch.nn.ModuleDict, device: torch.device) -> torch.nn.M
 
 
 def cast_similarity(similarity: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Sets the number format of what a similarity multiplies by: its frozen convolutions and the components
-    of its residuals. Other statistics stay float32."""
+    """Sets the number format of the frozen convolutions of a similarity. Its statistics stay as they are."""
     backbone = getattr(similarity, "backbone", None)
     if backbone is not None:
         backbone.convolutions.to(dtype=dtype, memory_format=torch.channels_last)
-    for statistics in getattr(similarity, "statistics", {}).values():
-        if statistics.components is not None:
-            statistics.components = statistics.components.to(dtype)
 
 
 def lanes(device: torch.device, batch_size: int) -> int:

@@ -76,6 +76,7 @@ class Backbone(nn.Module):
             if layer not in known:
                 raise PadError(f"setting 'layers': {name} has no '{layer}'{did_you_mean(layer, known)}")
         deepest = max(known.index(layer) for layer in self.layers)
+        self.deepest = known[deepest]
         self.convolutions = nn.ModuleDict()
         in_channels = 3
         for index, layer in enumerate(known):
@@ -109,9 +110,14 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def forward(
-        self, x: Tensor, layers: Sequence[str] | None = None, resize: bool = True
+        self,
+        x: Tensor,
+        layers: Sequence[str] | None = None,
+        resize: bool = True,
+        channels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Of `layers`, or else of its own; the images as they are if not `resize`."""
+        """Of `layers`, or else of its own; the images as they are if not `resize`; of the deepest layer only
+        these `channels`."""
         wanted = self.layers if layers is None else layers
         if resize and self.size is not None and x.shape[-1] != self.size:
             x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
@@ -123,11 +129,12 @@ class Backbone(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         features = {}
         block = "1"
-        for layer, convolution in self.convolutions.items():
+        for layer in self.convolutions:
+            convolution = self.convolution(layer)
             if layer[4] != block:
                 block = layer[4]
                 x = self._pool(x, layer)
-            x = relu(convolution(x))
+            x = relu(_convolve(convolution, x, channels if layer == self.deepest else None))
             if layer in wanted:
                 features[layer] = x
                 if len(features) == len(wanted):
@@ -140,6 +147,14 @@ class Backbone(nn.Module):
         if not self.blurred:
             return F.max_pool2d(x, 2)
         return blurred_max_pool(x)
+
+
+def _convolve(convolution: nn.Conv2d, x: Tensor, channels: Tensor | None) -> Tensor:
+    """All channels, or only these."""
+    if channels is None:
+        return convolution(x)
+    assert convolution.bias is not None
+    return F.conv2d(x, convolution.weight[channels], convolution.bias[channels], padding=1)
 
 
 def load_backbone_weights(name: str, file: str | None = None) -> list[tuple[Tensor, Tensor]]:
@@ -218,6 +233,8 @@ class RelativePerceptualL1(nn.Module):
         sigma_floor: the least sigma, as a share of the root mean square of sigma over the channels. Normal
             images of one kind leave many channels almost silent; divided by their own tiny sigma, those would
             drown the others. (Over a large set of photographs, as in the paper, no channel is silent.)
+        channels: share of the deepest layer's channels that count, those that vary most over the images of
+            `fit`. Half of them cost half the last convolution, and tell as much. 1: all, as in the paper.
         size: side of the images; only needed for one of the following two, which take effect after
             `fit_residuals` and are not in the paper.
         weighted: weigh the features.
@@ -232,6 +249,7 @@ class RelativePerceptualL1(nn.Module):
         layers: Mapping[str, float],
         standardize: str = "sigma",
         sigma_floor: float = 0.3,
+        channels: float = 1.0,
         size: int | None = None,
         weighted: bool = False,
         components: int = 0,
@@ -241,23 +259,30 @@ class RelativePerceptualL1(nn.Module):
         self.layers = dict(layers)
         self.power = 1 if standardize == "sigma" else 2
         seen = size and (backbone.size or size)  # side of the images that the backbone sees
-        self.statistics = nn.ModuleDict(
-            {
-                name: LayerStatistics(
-                    backbone.convolution(name).out_channels,
-                    sigma_floor,
-                    seen and backbone.side(name, seen),
-                    weighted,
-                    components,
-                )
-                for name in self.layers
-            }
-        )
+        self.statistics = nn.ModuleDict()
+        for name in self.layers:
+            all_channels = backbone.convolution(name).out_channels
+            fewer = max(1, round(channels * all_channels)) if name == backbone.deepest else all_channels
+            side = seen and backbone.side(name, seen)
+            statistics = LayerStatistics(all_channels, fewer, sigma_floor, side, weighted, components)
+            self.statistics[name] = statistics
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """f(x) of each layer, (n, c, h', w'), not yet standardized."""
-        features = self.backbone(x)
+        """f(x) of each layer, (n, c, h', w'), of the channels that count, not yet standardized."""
+        return self._features(x, self.of(self.backbone.deepest).channels)
+
+    def whole_features(self, x: Tensor) -> list[Tensor]:
+        """The same of all channels."""
+        return self._features(x, None)
+
+    def _features(self, x: Tensor, channels: Tensor | None) -> list[Tensor]:
+        features = self.backbone(x, channels=channels)
         return [features[name] for name in self.layers]
+
+    def select(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Of `whole_features`, the channels that count."""
+        channels = [self.of(name).channels for name in self.layers]
+        return [f if c is None else f[:, c.to(f.device)] for f, c in zip(features, channels, strict=True)]
 
     def standardize(self, features: Sequence[Tensor]) -> list[Tensor]:
         """f^ = (f - mu) / sigma of each layer."""
@@ -306,7 +331,8 @@ class RelativePerceptualL1(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Sequence[Tensor]]) -> RelativePerceptualL1:
-        """Sets mu and sigma of each layer from batches of `features`. Raises PadError if there are none."""
+        """Sets mu and sigma of each layer, and which channels count, from batches of `whole_features`. Raises
+        PadError if there are none."""
         count = [0] * len(self.layers)
         sums = [[torch.zeros(()), torch.zeros(())] for _ in self.layers]
         for features in batches:
@@ -393,20 +419,23 @@ class Residuals:
 
 
 class LayerStatistics(nn.Module):
-    """mu and sigma of a layer, (c,) each; and, where wanted, the weights w of its features, (c, side, side),
-    and the components B that do not count, (k, side, side, c); they travel with the model.
+    """mu and sigma of a layer, (c,) each; and, where wanted, which of all its channels these c are, (c,); the
+    weights w of its features, (c, side, side); and the components B that do not count, (k, side, side, c), as
+    whole numbers up to 127 and the unit of each component, (k,). They travel with the model.
 
-    B is rounded to bfloat16, so that it is the same wherever it is multiplied, and kept with the channels
-    last, as the features lie in memory.
+    The components lie in memory as the features do, with the channels last.
     """
 
     mean: Tensor
     sigma: Tensor
+    channels: Tensor | None
     weight: Tensor | None
     components: Tensor | None
+    units: Tensor | None
 
     def __init__(
         self,
+        all_channels: int,
         channels: int,
         floor: float,
         side: int | None = None,
@@ -417,11 +446,18 @@ class LayerStatistics(nn.Module):
         self.floor, self.most_components = floor, components
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("sigma", torch.ones(channels))
+        self.register_buffer("channels", torch.arange(channels) if channels < all_channels else None)
         self.register_buffer("weight", torch.ones(channels, side, side) if side and weighted else None)
-        none_yet = torch.zeros(0, side or 0, side or 0, channels)
+        none_yet = torch.zeros(0, side or 0, side or 0, channels, dtype=torch.int8)
         self.register_buffer("components", none_yet if side and components else None)
+        self.register_buffer("units", torch.zeros(0) if side and components else None)
 
     def assign(self, mean: Tensor, sigma: Tensor) -> None:
+        """mu and sigma, from those of all channels; the ones of largest sigma count."""
+        if self.channels is not None:
+            chosen = sigma.argsort(descending=True, stable=True)[: len(self.channels)].sort().values
+            self.channels.copy_(chosen)
+            mean, sigma = mean[chosen], sigma[chosen]
         self.mean.copy_(mean)
         floor = self.floor * float(sigma.square().mean().sqrt())
         self.sigma.copy_(sigma.clamp_min(max(floor, 1e-6)))
@@ -438,14 +474,29 @@ class LayerStatistics(nn.Module):
             kept = None if known is None else known.reweighted_components(weight)
             found = residuals.principal_components(weight, self.most_components, kept)
             found = found if kept is None else torch.cat([kept, found])
-            self.components = found.permute(0, 2, 3, 1).contiguous().bfloat16().to(self.components)
+            self._round(found.permute(0, 2, 3, 1))
+
+    def basis(self) -> Tensor:
+        """The components as they are multiplied by, (k, c, side, side), orthonormal but for the rounding."""
+        assert self.components is not None
+        assert self.units is not None
+        return (self.components.float() * self.units[:, None, None, None]).permute(0, 3, 1, 2)
+
+    def _round(self, components: Tensor) -> None:
+        """Sets the components (k, side, side, c), in whole numbers of a 127th of the largest of each."""
+        assert self.components is not None
+        assert self.units is not None
+        units = components.flatten(1).abs().amax(1) / 127
+        rounded = (components / units[:, None, None, None]).round()
+        self.units = units.to(self.units)
+        self.components = rounded.contiguous().to(self.components)
 
     def reweighted_components(self, weight: Tensor) -> Tensor | None:
         """An orthonormal basis of what the components span, (k, c, side, side), for features of other
         weights than its own."""
         if self.components is None or not len(self.components):
             return None
-        components = self.components.float().permute(0, 3, 1, 2).cpu() * weight.cpu()
+        components = self.basis().cpu() * weight.cpu()
         if self.weight is not None:
             components = components / self.weight.cpu()
         basis, _ = torch.linalg.qr(components.flatten(1).T)
@@ -455,6 +506,8 @@ class LayerStatistics(nn.Module):
         """For so many components, all zero."""
         if self.components is not None:
             self.components = self.components.new_zeros(components, *self.components.shape[1:])
+        if self.units is not None:
+            self.units = self.units.new_zeros(components)
 
     def reset_residuals(self) -> None:
         if self.weight is not None:
@@ -471,11 +524,12 @@ class LayerStatistics(nn.Module):
 
     def project(self, difference: Tensor) -> Tensor:
         """(I - B B^T) d, for d (n, c, side, side)."""
-        if self.components is None or not len(self.components):
+        if self.components is None or self.units is None or not len(self.components):
             return difference
         flat = difference.permute(0, 2, 3, 1).flatten(1)
         components = self.components.flatten(1).to(flat.dtype)
-        left = torch.addmm(flat, flat @ components.T, components, alpha=-1)
+        lengths = (flat @ components.T) * self.units.square().to(flat.dtype)
+        left = torch.addmm(flat, lengths, components, alpha=-1)
         return left.view(len(flat), *self.components.shape[1:]).permute(0, 3, 1, 2)
 
     def forward(self, f: Tensor, power: int) -> Tensor:

@@ -58,6 +58,7 @@ _FIXED_BY_MODEL = (
     "similarity",
     "backbone",
     "layers",
+    "feature_channels",
     "backbone_scale",
     "feature_weights",
     "residual_components",

@@ -120,6 +120,7 @@ def build_similarity(config: Config) -> Similarity:
             config.layers,
             config.standardize,
             config.sigma_floor,
+            config.feature_channels,
             config.size,
             config.feature_weights,
             config.residual_components,

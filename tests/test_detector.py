@@ -127,52 +127,57 @@ def test_feature_weights_come_from_training_and_travel_with_the_model(
 def test_components_come_from_training_and_travel_with_the_model(
     detector: pad.Detector, files: list[Path], tmp_path: Path
 ) -> None:
-    components = detector.similarity.of("relu3_1").components
+    components = detector.similarity.of("relu3_1").basis()
     assert 1 <= len(components) <= detector.config.residual_components
     assert len(components) == detector.card["data"]["images"] // 4  # as many as the images can tell
-    flat = components.float().flatten(1)
+    flat = components.flatten(1)
     torch.testing.assert_close(flat @ flat.T, torch.eye(len(flat)), rtol=0, atol=0.01)
     detector.save(tmp_path / "model")
     loaded = pad.load(tmp_path / "model", device="cpu")
-    torch.testing.assert_close(loaded.similarity.of("relu3_1").components, components, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.similarity.of("relu3_1").basis(), components, rtol=0, atol=0)
     np.testing.assert_array_equal(loaded.score(files), detector.score(files))
 
 
-def test_models_from_before_components_score_as_they_did(
+def test_models_from_before_these_settings_score_as_they_did(
     boots: Path, files: list[Path], tmp_path: Path
 ) -> None:
-    """Their recipe does not name the setting, and they hold no components."""
-    before = pad.fit(boots, device="cpu", residual_components=0, **{**SMALL, "steps": 3})
+    """Their recipe does not name the settings, they hold no components, and all channels count."""
+    settings = {"residual_components": 0, "feature_channels": 1.0}
+    before = pad.fit(boots, device="cpu", **settings, **{**SMALL, "steps": 3})
     before.save(tmp_path / "model")
     config = tmp_path / "model" / "config.yaml"
-    config.write_text(config.read_text().replace("  residual_components: 0\n", ""))
-    assert "residual_components" not in config.read_text()
+    for key, value in settings.items():
+        assert f"  {key}: {value}\n" in config.read_text()
+        config.write_text(config.read_text().replace(f"  {key}: {value}\n", ""))
     loaded = pad.load(tmp_path / "model", device="cpu")
-    assert loaded.config.residual_components == 0
+    assert {key: getattr(loaded.config, key) for key in settings} == settings
     np.testing.assert_array_equal(loaded.score(files), before.score(files))
 
 
 @pytest.mark.parametrize(
-    ("components", "words"),
+    ("key", "value", "words"),
     [
-        (torch.zeros(5, 7, 7, 256, dtype=torch.bfloat16), "has shape 5x7x7x256 where 5x6x6x256 fits"),
-        (torch.tensor(3.0), r"has shape \(\) where 0x6x6x256 fits"),
-        (torch.zeros(5, 6, 6, 256), "is float32 where bfloat16 fits"),
-        (None, "missing 'similarity.relu3_1.components'"),
+        ("components", torch.zeros(5, 7, 7, 128, dtype=torch.int8), "shape 5x7x7x128 where 5x6x6x128 fits"),
+        ("components", torch.tensor(3.0), r"has shape \(\) where 0x6x6x128 fits"),
+        ("components", torch.zeros(5, 6, 6, 128), "is float32 where int8 fits"),
+        ("components", None, "missing 'similarity.relu3_1.components'"),
+        ("units", torch.zeros(2), "'similarity.relu3_1.units' has shape 2 where"),
+        ("channels", None, "missing 'similarity.relu3_1.channels'"),
+        ("channels", torch.zeros(256, dtype=torch.int64), "has shape 256 where 128 fits"),
+        ("channels", torch.arange(129, 257), "relu3_1 has channels 0 to 255 only"),
+        ("channels", torch.arange(-1, 127), "relu3_1 has channels 0 to 255 only"),
     ],
 )
-def test_components_that_do_not_fit_are_refused(
-    detector: pad.Detector, tmp_path: Path, components: torch.Tensor | None, words: str
+def test_what_is_known_of_features_is_refused_if_it_does_not_fit(
+    detector: pad.Detector, tmp_path: Path, key: str, value: torch.Tensor | None, words: str
 ) -> None:
     from safetensors.torch import load_file, save_file
 
     detector.save(tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"
     tensors = load_file(path)
-    del tensors["similarity.relu3_1.components"]
-    save_file(
-        tensors if components is None else {**tensors, "similarity.relu3_1.components": components}, path
-    )
+    del tensors[f"similarity.relu3_1.{key}"]
+    save_file(tensors if value is None else {**tensors, f"similarity.relu3_1.{key}": value}, path)
     with pytest.raises(PadError, match=words):
         pad.load(tmp_path / "model", device="cpu")
 

@@ -139,7 +139,7 @@ def test_mu_and_sigma_stay_and_what_is_known_of_errors_is_new(
     ours, theirs = (
         pad.load(path, device="cpu").similarity.state_dict() for path in (tmp_path / "run", model)
     )
-    new = {"statistics.relu1_2.weight", "statistics.relu1_2.components"}
+    new = {f"statistics.relu1_2.{name}" for name in ("weight", "components", "units")}
     assert new < theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs.keys() - new)
     assert not any(torch.equal(ours[key], theirs[key]) for key in new)
