@@ -61,13 +61,13 @@ class Config:
     layers: Mapping[str, float] = field(default_factory=lambda: {"relu3_1": 1.0})  # layer: weight
     standardize: str = "sigma"  # divide features by "sigma" (the paper) or "variance" (its public code)
     sigma_floor: float = 0.3  # least sigma of a channel, as a share of its root mean square over channels
-    feature_channels: float = 0.5  # share of the deepest layer's channels that count: the most varied ones
+    feature_channels: float = 1.0  # share of the deepest layer's channels that count: the most varied ones
     backbone_scale: float = 0.75  # images are resized by this, to a multiple of 4 pixels, for the backbone
     statistics: str = "normal"  # where mu and sigma come from: "normal" training images, or a folder
 
     # Training
     steps: int = 1000  # of E and G
-    batch_size: int = 64
+    batch_size: int = 32
     learning_rate: float = 2e-3  # of E and G
     critic_learning_rate: float = 2e-3
     betas: tuple[float, float] = (0.5, 0.99)
@@ -80,8 +80,8 @@ class Config:
     drift: float = 1e-3  # epsilon
     image_critic: bool = True  # train D_x and follow its gradient in G
     latent_critic: bool = True  # train D_z and follow its gradient in E
-    warm_up: float = 0.5  # share of the training in which E and G follow reconstruction alone
-    critic_head_start: float = 0.1  # share of the training, at the end of the warm-up, in which critics learn
+    warm_up: float = 0.0  # share of the training in which E and G follow reconstruction alone
+    critic_head_start: float = 0.0  # share of the training, at the end of a warm-up, in which critics learn
     balancing: str = "gradient-normalizing"  # or "fixed"
     balance_every: int = 5  # steps between measurements of the gradients
     balance_target: float = 10.0  # wanted ratio of reconstruction to adversarial gradient; the paper: 1

@@ -207,7 +207,7 @@ class Trainer:
         """theta.grad along adversarial + w * reconstruction.
 
         It is divided by w: to Adam only the direction matters, and its running moments, which know the
-        reconstruction gradient from the warm-up, meet no jump when the adversarial one joins.
+        reconstruction gradient from a warm-up, meet no jump when the adversarial one joins.
         """
         if adversarial is None:
             for p, g_rec in zip(theta, rec, strict=True):
