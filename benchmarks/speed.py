@@ -12,8 +12,8 @@ float32, relu4_2, batches of 32, nothing cached. It runs by this package's code,
 general (memory layout, lanes on a CPU, reading of images) is given to both.
 
 `--curve M` trains both for M minutes, with the default schedule stretched to that time, and compares ROC AUC
-over wall-clock time on images of the test split; scoring is not counted as time, nor is what precedes it once:
-how the model errs on 512 normal images, half a second.
+over wall-clock time on images of the test split; scoring is not counted as time, nor is what once precedes
+it: how the model errs on 512 normal images, half a second.
 """
 
 from __future__ import annotations

@@ -61,7 +61,6 @@ class Config:
     layers: Mapping[str, float] = field(default_factory=lambda: {"relu3_1": 1.0})  # layer: weight
     standardize: str = "sigma"  # divide features by "sigma" (the paper) or "variance" (its public code)
     sigma_floor: float = 0.3  # least sigma of a channel, as a share of its root mean square over channels
-    feature_channels: float = 1.0  # share of the deepest layer's channels that count: the most varied ones
     backbone_scale: float = 0.75  # images are resized by this, to a multiple of 4 pixels, for the backbone
     statistics: str = "normal"  # where mu and sigma come from: "normal" training images, or a folder
 
@@ -94,6 +93,7 @@ class Config:
 
     # Scoring and calibration
     feature_weights: bool = True  # weigh features by how well normal images are reconstructed there
+    feature_channels: float = 0.5  # share of the deepest layer's channels that count: those of largest sigma
     residual_components: int = 128  # principal components of normal residuals that do not count; 0: none
     prior_mass: float = 0.999  # E(x) is drawn into the ball that holds this share of the prior; 1: never
     refine_steps: int = 0  # gradient steps on z from E(x) towards the closest generated image

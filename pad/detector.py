@@ -145,16 +145,18 @@ class Detector:
         return z.detach()
 
     def fit_residuals(self, batches: Iterable[Tensor], known: Detector | None = None) -> None:
-        """Sets what the score takes into account of errors on normal images (the weights of the features,
-        and the components that do not count) from batches of the images that were trained on; to be done
-        before `calibrate`. Where the recipe wants neither, or its similarity has no features, it does
-        nothing.
+        """Sets what the score takes into account of errors on normal images (which channels count, the
+        weights of the features, and the components that do not count) from batches of the images that were
+        trained on; to be done before `calibrate`. Where the recipe wants none of it, or its similarity has no
+        features, it does nothing.
 
         known: a detector of the same recipe whose components are kept: the one that was fine-tuned.
         """
-        wanted = self.config.feature_weights or self.config.residual_components
+        config = self.config
+        wanted = config.feature_weights or config.residual_components or config.feature_channels < 1
         if not wanted or not isinstance(self.similarity, RelativePerceptualL1):
             return
+        self.similarity.choose_channels()
 
         def differences(similarity: RelativePerceptualL1) -> Iterator[list[Tensor]]:
             for x in batches:
@@ -296,7 +298,6 @@ class Detector:
         _make_room(similarity, files.tensors)
         expected = {**networks.state_dict(), **_statistics(similarity)}
         check_tensors(files.tensors, expected, folder / "model.safetensors")
-        _check_channels(similarity, files.tensors, folder / "model.safetensors")
         _check_backbone(files.config.get("backbone"), similarity, folder)
         networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
         if isinstance(similarity, RelativePerceptualL1):
@@ -324,22 +325,13 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 
 
 def _make_room(similarity: Similarity, tensors: Mapping[str, Tensor]) -> None:
-    """For as many components as a model holds: fewer than its recipe asks for where images were few, more
-    where it was fine-tuned."""
+    """For the channels that count, and for as many components as a model holds: fewer than its recipe asks
+    for where images were few, more where it was fine-tuned."""
     if isinstance(similarity, RelativePerceptualL1):
+        similarity.choose_channels()
         for layer in similarity.layers:
             found = tensors.get(f"similarity.{layer}.components")
             similarity.of(layer).make_room(0 if found is None or not found.dim() else len(found))
-
-
-def _check_channels(similarity: Similarity, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Raises PadError for channels that a layer does not have."""
-    if isinstance(similarity, RelativePerceptualL1):
-        for layer in similarity.layers:
-            channels = tensors.get(f"similarity.{layer}.channels")
-            there = similarity.backbone.convolution(layer).out_channels
-            if channels is not None and not ((channels >= 0) & (channels < there)).all():
-                raise PadError(f"{where} does not fit its config: {layer} has channels 0 to {there - 1} only")
 
 
 def _statistics(similarity: Similarity) -> dict[str, Tensor]:

@@ -233,11 +233,11 @@ class RelativePerceptualL1(nn.Module):
         sigma_floor: the least sigma, as a share of the root mean square of sigma over the channels. Normal
             images of one kind leave many channels almost silent; divided by their own tiny sigma, those would
             drown the others. (Over a large set of photographs, as in the paper, no channel is silent.)
-        channels: share of the deepest layer's channels that count, those that vary most over the images of
-            `fit`. Half of them cost half the last convolution, and tell as much. 1: all, as in the paper.
-        size: side of the images; only needed for one of the following two, which take effect after
-            `fit_residuals` and are not in the paper.
+        size: side of the images; only needed for the following three, which take effect after
+            `choose_channels` and `fit_residuals` and are not in the paper.
         weighted: weigh the features.
+        channels: share of the deepest layer's channels that count, those of largest sigma: half of them tell
+            about as much, for half of the last convolution.
         components: how many principal components of normal residuals at most do not count.
 
     Images are (n, 1 or 3, h, w) in [-1, 1]. Higher is more different; 0 for equal images.
@@ -249,9 +249,9 @@ class RelativePerceptualL1(nn.Module):
         layers: Mapping[str, float],
         standardize: str = "sigma",
         sigma_floor: float = 0.3,
-        channels: float = 1.0,
         size: int | None = None,
         weighted: bool = False,
+        channels: float = 1.0,
         components: int = 0,
     ) -> None:
         super().__init__()
@@ -261,28 +261,17 @@ class RelativePerceptualL1(nn.Module):
         seen = size and (backbone.size or size)  # side of the images that the backbone sees
         self.statistics = nn.ModuleDict()
         for name in self.layers:
-            all_channels = backbone.convolution(name).out_channels
-            fewer = max(1, round(channels * all_channels)) if name == backbone.deepest else all_channels
+            convolution = backbone.convolution(name)
             side = seen and backbone.side(name, seen)
-            statistics = LayerStatistics(all_channels, fewer, sigma_floor, side, weighted, components)
-            self.statistics[name] = statistics
+            share = channels if name == backbone.deepest else 1.0
+            self.statistics[name] = LayerStatistics(
+                convolution.out_channels, sigma_floor, side, weighted, share, components
+            )
 
     def features(self, x: Tensor) -> list[Tensor]:
         """f(x) of each layer, (n, c, h', w'), of the channels that count, not yet standardized."""
-        return self._features(x, self.of(self.backbone.deepest).channels)
-
-    def whole_features(self, x: Tensor) -> list[Tensor]:
-        """The same of all channels."""
-        return self._features(x, None)
-
-    def _features(self, x: Tensor, channels: Tensor | None) -> list[Tensor]:
-        features = self.backbone(x, channels=channels)
+        features = self.backbone(x, channels=self.of(self.backbone.deepest).channels())
         return [features[name] for name in self.layers]
-
-    def select(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Of `whole_features`, the channels that count."""
-        channels = [self.of(name).channels for name in self.layers]
-        return [f if c is None else f[:, c.to(f.device)] for f, c in zip(features, channels, strict=True)]
 
     def standardize(self, features: Sequence[Tensor]) -> list[Tensor]:
         """f^ = (f - mu) / sigma of each layer."""
@@ -331,8 +320,7 @@ class RelativePerceptualL1(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Sequence[Tensor]]) -> RelativePerceptualL1:
-        """Sets mu and sigma of each layer, and which channels count, from batches of `whole_features`. Raises
-        PadError if there are none."""
+        """Sets mu and sigma of each layer from batches of `features`. Raises PadError if there are none."""
         count = [0] * len(self.layers)
         sums = [[torch.zeros(()), torch.zeros(())] for _ in self.layers]
         for features in batches:
@@ -363,10 +351,17 @@ class RelativePerceptualL1(nn.Module):
             self.of(name).assign_residuals(of_layer, known.of(name) if known else None)
         return self
 
-    def reset_residuals(self) -> None:
-        """All weights 1 and no components: rho as it stands in the paper, which is what training follows."""
+    def choose_channels(self) -> None:
+        """From now on only those of largest sigma count, as many as were asked for; to be done before
+        `fit_residuals`."""
         for name in self.layers:
-            self.of(name).reset_residuals()
+            self.of(name).reset_residuals(chosen=True)
+
+    def reset_residuals(self) -> None:
+        """All channels count, all weights are 1 and there are no components: rho as it stands in the paper,
+        which is what training follows."""
+        for name in self.layers:
+            self.of(name).reset_residuals(chosen=False)
 
     def of(self, layer: str) -> LayerStatistics:
         """The statistics of a layer."""
@@ -419,45 +414,39 @@ class Residuals:
 
 
 class LayerStatistics(nn.Module):
-    """mu and sigma of a layer, (c,) each; and, where wanted, which of all its channels these c are, (c,); the
-    weights w of its features, (c, side, side); and the components B that do not count, (k, side, side, c), as
-    whole numbers up to 127 and the unit of each component, (k,). They travel with the model.
+    """mu and sigma of a layer, one for each of its channels; and, where wanted, of the c channels that count
+    the weights w of the features, (c, side, side), and the components B that do not count, as whole numbers
+    up to 127, (k, side, side, c), and the unit of each component, (k,). They travel with the model.
 
     The components lie in memory as the features do, with the channels last.
     """
 
     mean: Tensor
     sigma: Tensor
-    channels: Tensor | None
     weight: Tensor | None
     components: Tensor | None
     units: Tensor | None
 
     def __init__(
         self,
-        all_channels: int,
         channels: int,
         floor: float,
         side: int | None = None,
         weighted: bool = False,
+        share: float = 1.0,
         components: int = 0,
     ) -> None:
         super().__init__()
         self.floor, self.most_components = floor, components
+        self.side, self.counted, self.chosen = side, max(1, round(share * channels)), False
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("sigma", torch.ones(channels))
-        self.register_buffer("channels", torch.arange(channels) if channels < all_channels else None)
         self.register_buffer("weight", torch.ones(channels, side, side) if side and weighted else None)
         none_yet = torch.zeros(0, side or 0, side or 0, channels, dtype=torch.int8)
         self.register_buffer("components", none_yet if side and components else None)
         self.register_buffer("units", torch.zeros(0) if side and components else None)
 
     def assign(self, mean: Tensor, sigma: Tensor) -> None:
-        """mu and sigma, from those of all channels; the ones of largest sigma count."""
-        if self.channels is not None:
-            chosen = sigma.argsort(descending=True, stable=True)[: len(self.channels)].sort().values
-            self.channels.copy_(chosen)
-            mean, sigma = mean[chosen], sigma[chosen]
         self.mean.copy_(mean)
         floor = self.floor * float(sigma.square().mean().sqrt())
         self.sigma.copy_(sigma.clamp_min(max(floor, 1e-6)))
@@ -509,10 +498,21 @@ class LayerStatistics(nn.Module):
         if self.units is not None:
             self.units = self.units.new_zeros(components)
 
-    def reset_residuals(self) -> None:
-        if self.weight is not None:
-            self.weight.fill_(1)
+    def reset_residuals(self, chosen: bool) -> None:
+        """Weights of 1 and no components, for the channels of largest sigma or for all."""
+        self.chosen = chosen
+        channels = self.counted if chosen else len(self.sigma)
+        if self.weight is not None and self.side:
+            self.weight = self.weight.new_ones(channels, self.side, self.side)
+        if self.components is not None and self.side:
+            self.components = self.components.new_zeros(0, self.side, self.side, channels)
         self.make_room(0)
+
+    def channels(self) -> Tensor | None:
+        """Those that count, in their order, (c,); None: all."""
+        if not self.chosen or self.counted == len(self.sigma):
+            return None
+        return self.sigma.argsort(descending=True, stable=True)[: self.counted].sort().values
 
     def weigh(self, difference: Tensor) -> Tensor:
         """w d, for d (n, c, side, side)."""
@@ -533,6 +533,8 @@ class LayerStatistics(nn.Module):
         return left.view(len(flat), *self.components.shape[1:]).permute(0, 3, 1, 2)
 
     def forward(self, f: Tensor, power: int) -> Tensor:
-        scale = self.sigma.pow(-power)
-        shift = -self.mean * scale
+        channels = self.channels()
+        mean, sigma = (s if channels is None else s[channels] for s in (self.mean, self.sigma))
+        scale = sigma.pow(-power)
+        shift = -mean * scale
         return f * scale.to(f.dtype)[:, None, None] + shift.to(f.dtype)[:, None, None]

@@ -120,9 +120,9 @@ def build_similarity(config: Config) -> Similarity:
             config.layers,
             config.standardize,
             config.sigma_floor,
-            config.feature_channels,
             config.size,
             config.feature_weights,
+            config.feature_channels,
             config.residual_components,
         )
     if config.similarity == "lpips":

@@ -263,13 +263,12 @@ class Trainer:
         return x
 
     def _fit_similarity(self, similarity: RelativePerceptualL1, statistics_images: Images | None) -> None:
-        """mu and sigma, and which channels count; in the same pass the features of the training images are
-        kept, if they fit."""
+        """mu and sigma; in the same pass the features of the training images are kept, if they fit."""
 
         def features(images: Images, keep: bool) -> Iterator[list[Tensor]]:
             for indices in torch.arange(len(images)).split(64):
                 with torch.no_grad():
-                    batch = similarity.whole_features(images.batch(indices).to(self.device))
+                    batch = similarity.features(images.batch(indices).to(self.device))
                 if keep and indices[0] == 0:
                     self._features = self._room_for(batch, len(images))
                 if keep and self._features is not None:
@@ -281,8 +280,6 @@ class Trainer:
         if statistics_images is not None and not self._augmenting:
             for _ in features(self.images, keep=True):
                 pass
-        if self._features is not None:
-            self._features = similarity.select(self._features)
 
     def _room_for(self, batch: list[Tensor], n: int) -> list[Tensor] | None:
         """Empty tensors for the features of n images; None if they do not fit or change with each drawing."""

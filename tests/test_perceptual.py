@@ -111,38 +111,32 @@ def test_relative_perceptual_l1_against_numpy(standardize: str) -> None:
     assert similarity(x, x).abs().max() == 0
 
 
-def test_the_most_varied_channels_of_the_deepest_layer_count() -> None:
-    """rho, weights and components from them alone, as if the others were not there."""
+def test_in_the_score_the_channels_of_largest_sigma_count() -> None:
+    """Of the deepest layer; rho, weights and components from them alone, as if the others were not there. In
+    training, all count."""
     layers = {"relu2_2": 1.0, "relu3_1": 0.5}
-    images = [noise(4, seed=s) for s in range(3)]
     backbone = Backbone("vgg16-st", layers)
-    features = {name: torch.cat([backbone(x)[name] for x in images]).numpy() for name in layers}
-    varied = np.sort(np.argsort(features["relu3_1"].std((0, 2, 3)))[-64:])
-    similarity = RelativePerceptualL1(backbone, layers, channels=0.25, size=32, weighted=True, components=2)
-    similarity.fit(similarity.whole_features(x) for x in images)
-    assert similarity.of("relu2_2").channels is None
-    np.testing.assert_array_equal(similarity.of("relu3_1").channels, varied)
+    similarity = RelativePerceptualL1(backbone, layers, size=32, weighted=True, channels=0.25, components=2)
+    similarity.fit(similarity.features(noise(4, seed=s)) for s in range(3))
     x, y = noise(8, seed=10), noise(8, seed=11)
-    found = similarity.prepare(x), similarity.prepare(y)
-    cached = similarity.standardize(similarity.select(similarity.whole_features(x)))
+    torch.testing.assert_close(similarity(x, y), fitted(layers)(x, y), rtol=0, atol=0)
+    whole = [[f.numpy() for f in similarity.prepare(image)] for image in (x, y)]
+    varied = np.sort(np.argsort(similarity.of("relu3_1").sigma.numpy())[-64:])
+    similarity.choose_channels()
     total = np.zeros(8)
     for index, (name, share) in enumerate(layers.items()):
-        f = features[name] if name == "relu2_2" else features[name][:, varied]
-        mu, sigma = f.mean((0, 2, 3), keepdims=True), f.std((0, 2, 3), keepdims=True)
-        sigma = np.maximum(sigma, 0.3 * np.sqrt((sigma**2).mean()))
-        expected = [backbone(image)[name].numpy() for image in (x, y)]
-        expected = [e if name == "relu2_2" else e[:, varied] for e in expected]
-        expected = [(e - mu) / sigma for e in expected]
-        for image in (0, 1):
-            np.testing.assert_allclose(found[image][index], expected[image], rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(cached[index], found[0][index], rtol=1e-4, atol=1e-4)
-        difference = np.abs(expected[0] - expected[1]).sum((1, 2, 3))
-        total += share * difference / np.abs(expected[0]).sum((1, 2, 3))
-    np.testing.assert_allclose(similarity(x, y), total / 1.5, rtol=1e-3)
-    similarity.fit_residuals([similarity.differences(found[0], y)])
+        counted = varied if name == "relu3_1" else np.arange(128)
+        f_x, f_y = (image[index][:, counted] for image in whole)
+        np.testing.assert_allclose(similarity.prepare(x)[index], f_x, rtol=1e-4, atol=1e-4)
+        total += share * np.abs(f_x - f_y).sum((1, 2, 3)) / np.abs(f_x).sum((1, 2, 3))
+    np.testing.assert_allclose(similarity(x, y), total / 1.5, rtol=1e-4)
+    similarity.fit_residuals([similarity.differences(similarity.prepare(x), y)])
     assert similarity.of("relu3_1").weight.shape == (64, 8, 8)
     assert similarity.of("relu3_1").components.shape == (2, 8, 8, 64)
-    assert torch.isfinite(similarity(x, y)).all()
+    assert similarity.of("relu2_2").components.shape == (2, 16, 16, 128)
+    assert bool((similarity(x, y) < torch.from_numpy(total / 1.5)).all())
+    similarity.reset_residuals()
+    torch.testing.assert_close(similarity(x, y), fitted(layers)(x, y), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("weighted", "components"), [(True, 0), (False, 3), (True, 3)])
