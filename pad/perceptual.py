@@ -15,7 +15,8 @@ package's addition:
 Each feature i (a channel at a place) is weighted by how well it is reconstructed; and B, (features, k), holds
 the first k principal components of w * (f^(x) - f^(G(E(x)))) over normal images, so that errors of the kinds
 that the model makes on normal images do not count. (What principal components leave of features themselves
-is the feature reconstruction error of arXiv:2203.10422.)
+is the feature reconstruction error of arXiv:2203.10422.) To be quicker, only the channels of largest sigma of
+the deepest layer count.
 """
 
 from __future__ import annotations
