@@ -6,7 +6,8 @@
 Measured are seconds a training step, images/s in training and in scoring from PNG files, peak memory (each
 side has a process of its own), floating-point operations against what the device reaches in a plain bfloat16
 matrix product, the start of `pad evaluate` on one image, and how the ranks of scores in bfloat16 and in
-float32 agree. Both sides take turns, three times, and the medians count.
+float32 agree. Both sides take turns, `--rounds` times, and the medians count; a gain is the median of those
+of the rounds, since a machine that slows down for a while slows down both sides of a round.
 The published recipe is `zoo/configs/fashion-mnist.yaml`, with the same VGG weights as `pad` (vgg16-st):
 float32, relu4_2, batches of 32, nothing cached. It runs by this package's code, so what that has gained in
 general (memory layout, lanes on a CPU, reading of images) is given to both.
@@ -79,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
         "--device", nargs="+", metavar="cpu|cuda", help="(default: cpu, and cuda if there is)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=3, help="measure both sides in turn so often; the medians count"
+        "--rounds", type=int, default=5, help="measure both sides in turn so often; the medians count"
     )
     parser.add_argument("--starts", type=int, default=3, help="of `pad evaluate`; the best one counts")
     parser.add_argument("--config", metavar="FILE|NAME", help="recipe of pad")
@@ -354,6 +355,15 @@ def median_of(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def gain_of(found: dict[str, Any], key: str, less_is_better: bool) -> float:
+    """How many times better pad is in what `key` names: the median over the rounds, where it has any."""
+    sides = [found[side] for side in SIDES]
+    task = next((task for task, rounds in sides[0]["rounds"].items() if key in rounds[0]), None)
+    pairs = zip(*(side["rounds"][task] for side in sides), strict=True) if task else [tuple(sides)]
+    ratios = [ours[key] / theirs[key] for ours, theirs in pairs]
+    return statistics.median(1 / ratio if less_is_better else ratio for ratio in ratios)
+
+
 def measure_device(arguments: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"hardware": hardware(name), "ceilings": ceilings(pick_device(name))}
     # In turn, so that a machine that slows down meanwhile is equally slow to both.
@@ -390,7 +400,7 @@ def table(name: str, found: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     ours, theirs = found["pad"], found["published"]
     rows = []
     for title, (key, form, less_is_better) in _ROWS.items():
-        gain = theirs[key] / ours[key] if less_is_better else ours[key] / theirs[key]
+        gain = gain_of(found, key, less_is_better)
         rows.append([title, form.format(ours[key]), form.format(theirs[key]), f"{gain:.1f}×"])
     whole = [side["setup_seconds"] + side["steps"] * side["seconds_a_step"] for side in (ours, theirs)]
     gain = whole[1] / whole[0]

@@ -180,7 +180,11 @@ def test_speed_measures_both_sides(fashion: Path, tmp_path: Path) -> None:
     assert content["devices"]["cpu"]["published"]["precision"] == "float32"
     assert 0 < content["start"]["own_import_seconds"] < content["start"]["import_seconds"]
     assert content["rank_correlation"] > 0.99
-    assert "scoring PNG files" in (tmp_path / "speed.md").read_text(encoding="utf-8")
+    rounds = [content["devices"]["cpu"][side]["rounds"]["score"] for side in ("pad", "published")]
+    rates = np.array([[found["scoring_images_per_second"] for found in side] for side in rounds])
+    lines = (tmp_path / "speed.md").read_text(encoding="utf-8").splitlines()
+    (row,) = (line for line in lines if line.startswith("| scoring PNG files"))
+    assert row.endswith(f"| {np.median(rates[0] / rates[1]):.1f}× |")
 
 
 def test_contrast_compares_similarities(photographs: Path, tmp_path: Path) -> None:
