@@ -55,7 +55,7 @@ from pad.perceptual import RelativePerceptualL1
 from pad.recipes import build_config
 from pad.runs import load_images, split_images
 from pad.similarity import build_similarity
-from pad.training import Trainer
+from pad.training import Trainer, in_batches
 
 SIDES = ("pad", "published")
 CURVE_POINTS = 17  # at M, M/√2, M/2, ... minutes
@@ -124,8 +124,8 @@ def as_detector(trainer: Trainer) -> Detector:
     """The trainer's averaged weights as they now are, and what they do not get right on normal images."""
     networks = {**dict(trainer.networks.items()), **dict(trainer.averaged.items())}
     detector = rebuilt(trainer.config, networks, trainer.similarity, trainer.device)
-    few = torch.arange(min(FITTED, len(trainer.images))).split(64)
-    detector.fit_residuals(trainer.images.batch(indices) for indices in few)
+    few = torch.arange(min(FITTED, len(trainer.images)))
+    detector.fit_residuals(in_batches(trainer.images, few, 64))
     return detector
 
 

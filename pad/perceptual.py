@@ -439,13 +439,12 @@ class LayerStatistics(nn.Module):
     ) -> None:
         super().__init__()
         self.floor, self.most_components = floor, components
-        self.side, self.counted, self.chosen = side, max(1, round(share * channels)), False
+        self.side, self.weighted, self.counted = side or 0, weighted, max(1, round(share * channels))
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("sigma", torch.ones(channels))
-        self.register_buffer("weight", torch.ones(channels, side, side) if side and weighted else None)
-        none_yet = torch.zeros(0, side or 0, side or 0, channels, dtype=torch.int8)
-        self.register_buffer("components", none_yet if side and components else None)
-        self.register_buffer("units", torch.zeros(0) if side and components else None)
+        for name in ("weight", "components", "units"):
+            self.register_buffer(name, None)
+        self.reset_residuals(chosen=False)
 
     def assign(self, mean: Tensor, sigma: Tensor) -> None:
         self.mean.copy_(mean)
@@ -503,11 +502,11 @@ class LayerStatistics(nn.Module):
         """Weights of 1 and no components, for the channels of largest sigma or for all."""
         self.chosen = chosen
         channels = self.counted if chosen else len(self.sigma)
-        if self.weight is not None and self.side:
-            self.weight = self.weight.new_ones(channels, self.side, self.side)
-        if self.components is not None and self.side:
-            self.components = self.components.new_zeros(0, self.side, self.side, channels)
-        self.make_room(0)
+        if self.side and self.weighted:
+            self.weight = self.sigma.new_ones(channels, self.side, self.side)
+        if self.side and self.most_components:
+            self.components = self.sigma.new_zeros(0, self.side, self.side, channels, dtype=torch.int8)
+            self.units = self.sigma.new_zeros(0)
 
     def channels(self) -> Tensor | None:
         """Those that count, in their order, (c,); None: all."""

@@ -35,7 +35,16 @@ from pad.errors import PadError
 from pad.files import atomic
 from pad.modelfolder import present
 from pad.replay import MixedImages, Replay, calibrate_both
-from pad.training import CACHE_BYTES, Images, MemoryImages, Trainer, check_finite, check_weights, diverged
+from pad.training import (
+    CACHE_BYTES,
+    Images,
+    MemoryImages,
+    Trainer,
+    check_finite,
+    check_weights,
+    diverged,
+    in_batches,
+)
 
 MINIMUM_IMAGES = 8
 KEPT_CHECKPOINTS = 2
@@ -289,8 +298,7 @@ def finished_detector(
     if detector.card["data"].get("sha256") != training.fingerprint()["sha256"]:
         raise PadError(f"{folder} was trained on other images than {training.source}: name another folder")
     images, _ = load_images(training.subset(residual_indices(len(training)).tolist()), config)
-    batches = torch.arange(len(images)).split(BATCH_SIZE)
-    detector.fit_residuals(images.batch(indices) for indices in batches)
+    detector.fit_residuals(in_batches(images, torch.arange(len(images))))
     detector.calibrate(calibration)
     now, then = versions(), detector.card["versions"].get("commit")
     if then and then != now.get("commit"):
@@ -416,10 +424,10 @@ class Run:
         few = self.calibration.subset(range(min(BATCH_SIZE, len(self.calibration))))
         if not np.isfinite(detector.score(few)).all():
             raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
-        chosen = residual_indices(len(trainer.images)).split(BATCH_SIZE)
+        chosen = residual_indices(len(trainer.images))
         # The replayed images of an old model are its own and easy for it: how it errs on real ones it knows.
         old = self.old_normal[0] if self.old_normal else None
-        detector.fit_residuals((trainer.images.batch(indices) for indices in chosen), old)
+        detector.fit_residuals(in_batches(trainer.images, chosen), old)
         detector.calibrate(self.calibration)
         if self.old_normal is not None:
             calibrate_both(detector, *self.old_normal)

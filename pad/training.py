@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pad.balancing import GradientNormalizer
-from pad.config import Config
+from pad.config import BATCH_SIZE, Config
 from pad.devices import cast_similarity, pick_precision, to_device
 from pad.errors import PadError
 from pad.losses import adversarial_loss, critic_loss, gradient_penalty
@@ -34,6 +34,11 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor) -> Tensor: ...
+
+
+def in_batches(images: Images, indices: Tensor, size: int = BATCH_SIZE) -> Iterator[Tensor]:
+    """The images of these indices in order, `size` at a time."""
+    return (images.batch(part) for part in indices.split(size))
 
 
 class MemoryImages:
