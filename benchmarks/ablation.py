@@ -5,7 +5,8 @@
 
 Rows and classes are in a YAML file. Normal and anomalous images to judge by both come from the TRAINING
 split: a fifth of the class, never trained on, and 200 images of each other class. The test split is never
-opened, so that it can judge what is chosen here. Finished rows are not run again.
+opened, so that it can judge what is chosen here. Finished rows are not run again, and a row that changes
+nothing but the scoring is scored from the networks of the first row that is trained the same way.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from jobs import exit_status, side_by_side, use_share_of_processor
 from protocol import train_and_score, training_split_task
 from provenance import made_by, markdown, plain, provenance, stamp, write_json
 
-from pad.config import parse_assignments
+from pad.config import SCORING_SETTINGS, parse_assignments
 from pad.errors import PadError, did_you_mean
 
 HELD_OUT = 0.2  # of the normal class
@@ -70,6 +72,16 @@ def settings_of(arguments: argparse.Namespace, row: dict[str, Any], seed: int) -
     return {**parse_assignments(arguments.set), **length, **row, "seed": seed}
 
 
+def training_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a row that the training depends on."""
+    return {key: value for key, value in row.items() if key not in SCORING_SETTINGS}
+
+
+def trained_row(rows: Mapping[str, Mapping[str, Any]], row: str) -> str:
+    """The first row that is trained as this one is: itself, or one whose networks it takes."""
+    return next(name for name, changes in rows.items() if training_of(changes) == training_of(rows[row]))
+
+
 def job_name(row: str, label: int, seed: int) -> str:
     return f"{re.sub('[^a-z0-9]+', '-', row.lower()).strip('-')}-class{label}-seed{seed}"
 
@@ -79,12 +91,21 @@ def read_result(arguments: argparse.Namespace, row: str, label: int, seed: int) 
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def run_one(arguments: argparse.Namespace, settings: dict[str, Any], row: str, label: int, seed: int) -> None:
-    """Trains one row on one class with one seed."""
+def run_one(
+    arguments: argparse.Namespace, rows: dict[str, dict[str, Any]], row: str, label: int, seed: int
+) -> None:
+    """Trains one row on one class with one seed, if there are no networks for it, and scores."""
     task = training_split_task(arguments.dataset, label, arguments.data_root, arguments.anomalies, HELD_OUT)
-    name = job_name(row, label, seed)
+    settings = settings_of(arguments, rows[row], seed)
+    name, runs = job_name(row, label, seed), arguments.out / "runs"
     found = train_and_score(
-        task, None, settings, arguments.out / "runs" / name, arguments.device, data_root=arguments.data_root
+        task,
+        None,
+        settings,
+        runs / name,
+        arguments.device,
+        data_root=arguments.data_root,
+        trained=runs / job_name(trained_row(rows, row), label, seed),
     )
     result = {"row": row, "class": label, "seed": seed, "settings": settings, **found}
     result.update(stamp(arguments.device))
@@ -92,8 +113,10 @@ def run_one(arguments: argparse.Namespace, settings: dict[str, Any], row: str, l
 
 
 def run_missing(arguments: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> list[str]:
-    """Runs what is not finished, seed by seed. Returns the names of those that failed."""
-    commands = {}
+    """Runs what is not finished, seed by seed: first what has to be trained, then what takes its networks.
+    Returns the names of those that failed."""
+    to_train: dict[str, list[str]] = {}
+    to_score: dict[str, list[str]] = {}
     for seed in arguments.seeds:
         for row, changes in rows.items():
             for label in arguments.classes:
@@ -104,9 +127,11 @@ def run_missing(arguments: argparse.Namespace, rows: dict[str, dict[str, Any]]) 
                         f"--out {arguments.out}: '{row}' was run with other settings; name another"
                     )
                 if done is None:
-                    name = job_name(row, label, seed)
-                    commands[name] = [__file__, *sys.argv[1:], "--one", row, str(label), str(seed)]
-    return side_by_side(commands, arguments.jobs, arguments.out / "logs") if commands else []
+                    commands = to_train if trained_row(rows, row) == row else to_score
+                    command = [__file__, *sys.argv[1:], "--one", row, str(label), str(seed)]
+                    commands[job_name(row, label, seed)] = command
+    logs = arguments.out / "logs"
+    return [name for jobs in (to_train, to_score) for name in side_by_side(jobs, arguments.jobs, logs)]
 
 
 def table(
@@ -141,7 +166,7 @@ def main() -> int:
     if arguments.one:
         use_share_of_processor()
         row, label, seed = arguments.one
-        run_one(arguments, settings_of(arguments, rows[row], int(seed)), row, int(label), int(seed))
+        run_one(arguments, rows, row, int(label), int(seed))
         return 0
     failed = run_missing(arguments, rows)
     header, lines = table(arguments, rows)

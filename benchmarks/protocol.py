@@ -128,13 +128,15 @@ def train_and_score(
     device: str,
     minutes: float | None = None,
     data_root: Path | None = None,
+    trained: Path | None = None,
 ) -> dict[str, Any]:
     """Trains as `train.py` does, going on from a checkpoint if there is one, and judges the task's test
     images as `evaluate.py` does. The model stays in `folder`; its checkpoints do not. What is trained to the
-    end is not trained again: then only what comes after training is done anew."""
+    end, there or in the run folder `trained`, is not trained again: then only what comes after training is
+    done anew."""
     config = build_config(recipe, settings, task.train)
     training, calibration = split_images(task.train, config)
-    detector = finished_detector(folder, config, training, calibration, device)
+    detector = finished_detector(trained or folder, config, training, calibration, device)
     if detector is not None:
         detector.save(folder / "model")
     else:

@@ -1,7 +1,7 @@
 """Speed of `pad` and of the published recipe, in one run on one machine.
 
     python benchmarks/speed.py [--data fashion-mnist:9] [--data-root DIR] [--out speed.json] [--markdown FILE]
-        [--steps 48] [--images 4000] [--rounds 3] [--device cpu cuda] [--model MODEL] [--curve MINUTES]
+        [--steps 48] [--images 4000] [--rounds 5] [--device cpu cuda] [--model MODEL] [--curve MINUTES]
 
 Measured are seconds a training step, images/s in training and in scoring from PNG files, peak memory (each
 side has a process of its own), floating-point operations against what the device reaches in a plain bfloat16

@@ -18,6 +18,14 @@ from pad.errors import PadError, did_you_mean
 SIMILARITIES = ("relative-perceptual-l1", "l1", "l2", "ssim", "lpips")
 BACKBONES = ("vgg16-st", "vgg16", "vgg19")
 BATCH_SIZE = 128  # images scored at a time, divided among the lanes of a CPU (pad/devices.py)
+SCORING_SETTINGS = (  # they touch the score alone: training is the same whatever they are
+    "feature_weights",
+    "feature_channels",
+    "residual_components",
+    "prior_mass",
+    "refine_steps",
+    "refine_rate",
+)
 
 
 def coarsest_resolution(size: int, latent_resolution: int = 1) -> int:

@@ -144,6 +144,15 @@ class Detector:
             optimizer.step()
         return z.detach()
 
+    def scoring_by(self, config: Config) -> Detector:
+        """The same networks under a recipe that differs in SCORING_SETTINGS at most (pad/config.py): what it
+        knows of errors on normal images, and the calibration, are to be had anew."""
+        similarity = build_similarity(config)
+        if isinstance(similarity, RelativePerceptualL1):
+            assert isinstance(self.similarity, RelativePerceptualL1)
+            similarity.take_statistics(self.similarity)
+        return Detector(config, self.networks, similarity, self.device, card=self.card)
+
     def fit_residuals(self, batches: Iterable[Tensor], known: Detector | None = None) -> None:
         """Sets what the score takes into account of errors on normal images (which channels count, the
         weights of the features, and the components that do not count) from batches of the images that were

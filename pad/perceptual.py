@@ -338,6 +338,12 @@ class RelativePerceptualL1(nn.Module):
         return self
 
     @torch.no_grad()
+    def take_statistics(self, other: RelativePerceptualL1) -> None:
+        """mu and sigma of another one of the same layers."""
+        for layer in self.layers:
+            self.of(layer).mean.copy_(other.of(layer).mean)
+            self.of(layer).sigma.copy_(other.of(layer).sigma)
+
     def fit_residuals(
         self, batches: Iterable[Sequence[Tensor]], known: RelativePerceptualL1 | None = None
     ) -> RelativePerceptualL1:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import pad
 from pad.calibration import calibration_split
-from pad.config import BATCH_SIZE, Config, to_mapping
+from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.data import ImageSet, load_all, resolve, stream
 from pad.detector import Detector
 from pad.errors import PadError
@@ -278,25 +278,27 @@ def residual_indices(n: int) -> Tensor:
 def finished_detector(
     folder: Path, config: Config, training: ImageSet, calibration: ImageSet, device: str
 ) -> Detector | None:
-    """The detector of a run that is finished, with all that comes after training done anew by this version:
-    what the score knows of errors on normal images, and the calibration. None if the run is not finished.
-    If that was another version, the card's `training` says at which commit.
+    """The detector of a run that is finished, with all that comes after training done anew by this version
+    and by the scoring settings of `config`: what the score knows of errors on normal images, and the
+    calibration. None if the run is not finished. If that was another version, the card's `training` says at
+    which commit.
 
-    Raises PadError if the run was made from other images or with other settings.
+    Raises PadError if the run was made from other images or with other settings of the training.
     """
     if not present(folder / "model"):
         return None
-    detector = Detector.load(folder, device)
+    detector = Detector.load(folder, device, config.backbone_weights)
     if not detector.card.get("training", {}).get("finished"):
         return None
     asked, found = to_mapping(config), to_mapping(detector.config)
-    for key in asked.keys() - set(_BOOKKEEPING):
+    for key in asked.keys() - {*_BOOKKEEPING, *SCORING_SETTINGS}:
         if asked[key] != found[key]:
             raise PadError(
                 f"{folder} was trained with {key}={found[key]!r}, not {asked[key]!r}: name another folder"
             )
     if detector.card["data"].get("sha256") != training.fingerprint()["sha256"]:
         raise PadError(f"{folder} was trained on other images than {training.source}: name another folder")
+    detector = detector.scoring_by(config)
     images, _ = load_images(training.subset(residual_indices(len(training)).tolist()), config)
     detector.fit_residuals(in_batches(images, torch.arange(len(images))))
     detector.calibrate(calibration)

@@ -9,11 +9,14 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import pad
 from pad.datasets import FASHION_CLASSES
 
 ROOT = Path(__file__).parent.parent
@@ -138,6 +141,28 @@ def test_ablation_never_opens_the_test_split(data_root: Path, tmp_path: Path) ->
     assert [line[0] for line in lines[2:]] == ["default", "no-critics"]
     assert all(float(number) > float(lines[1][-1]) > 0 for line in lines[2:] for number in line[-2:])
     assert "| no-critics |" in (tmp_path / "samples.md").read_text(encoding="utf-8")
+
+
+def test_a_row_of_other_scoring_takes_the_networks_of_another(data_root: Path, tmp_path: Path) -> None:
+    """And scores as if it had been trained by itself."""
+    row = "none of the three, as in the paper"
+
+    def ablation(out: str, *rows: str) -> dict[str, dict[str, Any]]:
+        bench(
+            "ablation.py", "--out", out, "--data-root", data_root, "--classes", 9, "--rows", *rows,
+            "--jobs", 2, "--anomalies", 10, "--steps", 3, "--device", "cpu", "--set", *SMALL, cwd=tmp_path,
+        )  # fmt: skip
+        results = json.loads((tmp_path / out / "results.json").read_text(encoding="utf-8"))["results"]
+        return {result["row"]: result for result in results}
+
+    both, alone = ablation("both", "default", row), ablation("alone", row)
+    assert both[row]["roc_auc"] == alone[row]["roc_auc"]
+    assert both[row]["training"]["seconds"] == both["default"]["training"]["seconds"]  # it is one training
+    folders = (name + "-class9-seed0" for name in ("default", "none-of-the-three-as-in-the-paper"))
+    default, other = (pad.load(tmp_path / "both" / "runs" / name, "cpu") for name in folders)
+    assert (default.config.residual_components, other.config.residual_components) == (128, 0)
+    for key, weight in default.networks.state_dict().items():
+        assert torch.equal(weight, other.networks.state_dict()[key])
 
 
 def test_frechet_distance_of_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:
