@@ -183,7 +183,8 @@ def main() -> int:
     if arguments.markdown:
         note = (
             f"ROC AUC of {arguments.anomalies} training images of each other class against a fifth of "
-            f"the class, never trained on; seeds {', '.join(map(str, arguments.seeds))}."
+            f"the class, never trained on; seeds {', '.join(map(str, arguments.seeds))}. Seconds a step are "
+            f"those of {arguments.jobs} at a time, so only a rough measure of what a row costs."
         )
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
         arguments.markdown.write_text(markdown(origin, header, lines, note), encoding="utf-8")
