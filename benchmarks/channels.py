@@ -76,10 +76,9 @@ class MeanImage:
 
 def without_residuals(detector: Detector) -> Detector:
     """The same model, whose score is rho as in the paper."""
-    similarity = copy.deepcopy(detector.similarity)
-    assert isinstance(similarity, RelativePerceptualL1)
-    similarity.reset_residuals()
-    return Detector(detector.config, detector.networks, similarity, detector.device)
+    return detector.scoring_by(
+        detector.config.replace(feature_weights=False, feature_channels=1, residual_components=0)
+    )
 
 
 def channels(detector: Detector, mean_image: MeanImage, images: ImageSet) -> Scores:

@@ -337,13 +337,13 @@ class RelativePerceptualL1(nn.Module):
             self.of(name).assign(mean, (squares / n - mean.square()).clamp_min(0).sqrt())
         return self
 
-    @torch.no_grad()
     def take_statistics(self, other: RelativePerceptualL1) -> None:
         """mu and sigma of another one of the same layers."""
         for layer in self.layers:
             self.of(layer).mean.copy_(other.of(layer).mean)
             self.of(layer).sigma.copy_(other.of(layer).sigma)
 
+    @torch.no_grad()
     def fit_residuals(
         self, batches: Iterable[Sequence[Tensor]], known: RelativePerceptualL1 | None = None
     ) -> RelativePerceptualL1:
