@@ -2,7 +2,7 @@
 
 import sys
 
-from pad.cli import script
+from pad.commands.parser import script
 
 if __name__ == "__main__":
     sys.exit(script("evaluate"))

@@ -96,7 +96,7 @@ def pooled_features(images: NDArray[np.float32], backbone: str = "vgg16-st") -> 
     import torch
     from torch.nn import functional as F
 
-    from pad.perceptual import Backbone
+    from pad.backbones.vgg import Backbone
 
     network = Backbone(backbone, ["relu3_3"])
     parts = []
@@ -112,8 +112,8 @@ def default_features(images: NDArray[np.float32]) -> Array:
     import torch
 
     from pad.config import Config
-    from pad.perceptual import RelativePerceptualL1
-    from pad.similarity import build_similarity
+    from pad.similarity.build import build_similarity
+    from pad.similarity.relative import RelativePerceptualL1
 
     similarity = build_similarity(Config(size=images.shape[-1], channels=images.shape[1]))
     assert isinstance(similarity, RelativePerceptualL1)

@@ -26,10 +26,11 @@ from protocol import Task
 from sklearn.metrics import roc_auc_score
 
 from pad.config import BATCH_SIZE
-from pad.data import ImageSet, stream
 from pad.detector import Detector
-from pad.perceptual import LayerStatistics, RelativePerceptualL1, Residuals
-from pad.runs import residual_indices, split_images
+from pad.images.imageset import ImageSet
+from pad.images.stream import stream
+from pad.learning.run import residual_indices, split_images
+from pad.similarity.relative import LayerStatistics, RelativePerceptualL1, Residuals
 
 CHANNELS = (
     "score",

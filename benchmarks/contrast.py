@@ -27,11 +27,12 @@ from provenance import markdown, plain, provenance, shown, write_json
 from torch import Tensor
 
 from pad.config import Config
-from pad.data import resolve
 from pad.errors import PadError
-from pad.perceptual import RelativePerceptualL1
+from pad.images.resolve import resolve
 from pad.recipes import build_config
-from pad.similarity import L1, L2, LPIPS, SSIM, build_similarity
+from pad.similarity.build import build_similarity
+from pad.similarity.pixel import L1, L2, LPIPS, SSIM
+from pad.similarity.relative import RelativePerceptualL1
 
 PAGE = """# Similarities under changes of light
 

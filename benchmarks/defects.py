@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 import pad
-from pad.data import resolve
-from pad.explain import displayable
-from pad.geometry import seen_box
+from pad.images.geometry import seen_box
+from pad.images.resolve import resolve
+from pad.showing.explanation import displayable
 
 KINDS = ("noise", "checkerboard", "inverted")
 

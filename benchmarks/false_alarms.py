@@ -14,9 +14,9 @@ import argparse
 import numpy as np
 
 import pad
-from pad.calibration import Calibration
-from pad.data import resolve
-from pad.runs import split_images
+from pad.images.resolve import resolve
+from pad.judging.calibration import Calibration
+from pad.learning.run import split_images
 
 RATES = (0.01, 0.05, 0.1, 0.2)
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 import pad
-from pad.data import ImageSet, resolve
 from pad.detector import Detector
-from pad.metrics import detection_metrics, rate
+from pad.images.imageset import ImageSet
+from pad.images.resolve import resolve
+from pad.judging.metrics import detection_metrics, rate
 
 
 def quality(detector: Detector, images: ImageSet, old: str, new: str) -> dict[str, Any]:

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pad.commands import score_rows
+from pad.commands.evaluate import score_rows
 from pad.config import BATCH_SIZE, Config, to_mapping
-from pad.data import ImageSet, load_all, resolve
-from pad.datasets import DATASETS
 from pad.devices import pick_device
 from pad.errors import PadError
-from pad.metrics import detection_metrics
+from pad.images.imageset import ImageSet
+from pad.images.named import DATASETS
+from pad.images.resolve import resolve
+from pad.images.stream import load_all
+from pad.judging.metrics import detection_metrics
+from pad.learning.run import finished_detector, read_checkpoint, split_images, train_detector
 from pad.recipes import build_config
-from pad.runs import finished_detector, read_checkpoint, split_images, train_detector
 
 HELD_OUT = 0.2  # of the normal images of a folder that has no test images of its own
 LARGEST_RAW = 64  # pixels: the side up to which baselines see images of one size as they are stored

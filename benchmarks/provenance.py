@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pad import runs
 from pad.devices import pick_device
-from pad.files import atomic
+from pad.provenance import versions
+from pad.store.files import atomic
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:
@@ -23,7 +23,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
     return {
         "command": command(),
         "hardware": hardware(device),
-        "versions": {**runs.versions(), "scikit-learn": str(sklearn.__version__)},
+        "versions": {**versions(), "scikit-learn": str(sklearn.__version__)},
     }
 
 
@@ -74,7 +74,7 @@ def made_by(origin: dict[str, Any], results: Sequence[dict[str, Any]]) -> dict[s
 
 def stamp(device: str) -> dict[str, str]:
     """`commit` and `hardware` of one result."""
-    return {"commit": runs.versions().get("commit", "unknown"), "hardware": hardware(device)}
+    return {"commit": versions().get("commit", "unknown"), "hardware": hardware(device)}
 
 
 def write_json(path: Path, content: Any) -> None:

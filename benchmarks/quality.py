@@ -38,8 +38,8 @@ from protocol import Task, dataset_task, folder_task, metrics, raw_pixels, tenso
 from provenance import made_by, markdown, plain, provenance, stamp, write_json
 
 from pad.config import load_recipe, parse_assignments
-from pad.data import ImageSet
 from pad.errors import PadError
+from pad.images.imageset import ImageSet
 from pad.recipes import build_config
 
 TRAINED = {"pad": "pad", "reconstruction": "reconstruction only", "paper": "the paper's recipe"}

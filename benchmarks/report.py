@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from pad.calibration import Calibration
 from pad.config import Config
-from pad.evaluation import make_row, summarize
-from pad.explain import MapScale
-from pad.report import ReportWriter
+from pad.judging.calibration import Calibration
+from pad.judging.summary import make_row, summarize
+from pad.showing.explanation import MapScale
+from pad.showing.report import ReportWriter
 
 
 def pictures(args: argparse.Namespace) -> np.ndarray:

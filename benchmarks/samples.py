@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from protocol import Task
 from torch import Tensor
 
-from pad.data import load_all
 from pad.detector import Detector
+from pad.images.stream import load_all
+from pad.learning.replay import generate
 from pad.recipes import build_config
-from pad.replay import generate
 
 ROWS = ["default", "no-critics", "no-image-critic", "no-latent-critic"]
 

@@ -42,20 +42,21 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-import pad.training
-from pad.calibration import Calibration
-from pad.commands import score_rows
+import pad.learning.trainer
+from pad.commands.evaluate import score_rows
 from pad.config import BATCH_SIZE, Config, from_mapping, load_recipe, parse_assignments
-from pad.data import ImageSet, resolve
 from pad.detector import Detector
 from pad.devices import pick_device
 from pad.errors import PadError
+from pad.images.imageset import ImageSet
+from pad.images.resolve import resolve
+from pad.judging.calibration import Calibration
+from pad.learning.run import load_images, split_images
+from pad.learning.trainer import Trainer, in_batches
 from pad.networks import build_networks
-from pad.perceptual import RelativePerceptualL1
 from pad.recipes import build_config
-from pad.runs import load_images, split_images
-from pad.similarity import build_similarity
-from pad.training import Trainer, in_batches
+from pad.similarity.build import build_similarity
+from pad.similarity.relative import RelativePerceptualL1
 
 SIDES = ("pad", "published")
 CURVE_POINTS = 17  # at M, M/√2, M/2, ... minutes
@@ -111,7 +112,7 @@ def build_trainer(arguments: argparse.Namespace, side: str, device: torch.device
     images = resolve([arguments.data], "train", arguments.data_root)
     config = side_config(arguments, side, images)
     if side == "published":
-        pad.training.CACHE_BYTES = 0
+        pad.learning.trainer.CACHE_BYTES = 0
     training, _ = split_images(images, config)
     source, _ = load_images(training, config)
     begun = time.perf_counter()

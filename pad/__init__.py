@@ -12,7 +12,7 @@ _HOME = {
     "Detector": "pad.detector",
     "PadError": "pad.errors",
     "fit": "pad.detector",
-    "list_models": "pad.hub",
+    "list_models": "pad.store.hub",
     "load": "pad.detector",
 }
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from pad.cli import main
+from pad.commands.parser import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -255,10 +255,15 @@ def check(config: Config) -> None:
             raise PadError(f"setting '{key}' cannot be '{value}'; it takes {', '.join(known)}{hint}")
 
 
+def zoo_folder() -> Path:
+    """Where the zoo lies, its models and its recipes: in the installed package, or in the source tree."""
+    inside = Path(__file__).parent / "zoo"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "zoo"
+
+
 def config_folder() -> Path:
-    """Where the named recipes lie: in the installed package, or in the source tree."""
-    inside = Path(__file__).parent / "zoo" / "configs"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "zoo" / "configs"
+    """Where the named recipes lie."""
+    return zoo_folder() / "configs"
 
 
 def recipe_names() -> list[str]:

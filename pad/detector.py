@@ -1,5 +1,6 @@
 """The detector: A(x) = rho(x, G(E(x))), higher is more anomalous (arXiv:1909.05904, section 3.2); rho weighs
-features by how well normal images are reconstructed there (pad/perceptual.py), unless the recipe says not to.
+features by how well normal images are reconstructed there (pad/similarity/relative.py), unless the recipe
+says not to.
 
 `pad.load(MODEL)` gives one that is trained, `pad.fit(images)` trains one.
 """
@@ -18,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pad.calibration import Calibration
 from pad.config import BATCH_SIZE, Config, from_mapping, to_mapping
 from pad.devices import cast_similarity, in_parallel, lanes, pick_device, pick_precision, to_device
 from pad.errors import PadError
+from pad.judging.calibration import Calibration
 from pad.networks import build_networks
-from pad.perceptual import RelativePerceptualL1
-from pad.similarity import Similarity, build_similarity
+from pad.similarity.build import Similarity, build_similarity
+from pad.similarity.relative import RelativePerceptualL1
 
 if TYPE_CHECKING:
-    from pad.explain import Explanation
+    from pad.showing.explanation import Explanation
 
 Result = TypeVar("Result")
 
@@ -213,18 +214,18 @@ class Detector:
 
         Raises PadError if an image cannot be read.
         """
-        from pad.explain import explain_images
+        from pad.showing.explanation import explain_images
 
         return list(explain_images(self, images, fpr))
 
     def calibrate(self, images: Any, extra: Mapping[str, Any] | None = None) -> Calibration:
         """Sets the calibration from normal images that were not trained on; with it the scale of anomaly
-        maps, and some latents, from which fine-tuning can replay what is normal (pad/replay.py).
+        maps, and some latents, from which fine-tuning can replay what is normal (pad/learning/replay.py).
 
         Raises PadError if an image cannot be read.
         """
-        from pad.explain import MapScale
-        from pad.replay import kept_latents
+        from pad.learning.replay import kept_latents
+        from pad.showing.explanation import MapScale
 
         scores: list[Tensor] = []
         latents: list[Tensor] = []
@@ -249,8 +250,9 @@ class Detector:
 
     def _each_batch(self, function: Callable[[Tensor], Result], images: Any) -> Iterator[Result]:
         """`function` of all images, batch by batch in order."""
-        from pad.data import Batch, ImageSet, each_batch
-        from pad.images import ImageError
+        from pad.images.decode import ImageError
+        from pad.images.imageset import ImageSet
+        from pad.images.stream import Batch, each_batch
 
         if not isinstance(images, ImageSet):
             workers = lanes(self.device, BATCH_SIZE)
@@ -264,7 +266,7 @@ class Detector:
         return each_batch(of_readable, images, self.config, self.device, BATCH_SIZE)
 
     def _batches(self, images: Any, size: int) -> Iterator[Tensor]:
-        from pad.images import batch_tensor
+        from pad.images.decode import batch_tensor
 
         if isinstance(images, np.ndarray | Tensor):
             for start in range(0, len(images), size):
@@ -282,8 +284,8 @@ class Detector:
     def save(self, folder: str | Path, readme: str | None = None) -> None:
         """Writes a model folder (DESIGN: model.safetensors, config.yaml, calibration.json, README.md), whole
         or not at all. Raises PadError if it cannot be written."""
-        from pad.card import model_card
-        from pad.modelfolder import write_model
+        from pad.showing.model_card import model_card
+        from pad.store.model_folder import write_model
 
         tensors = {**self.networks.state_dict(), **_statistics(self.similarity)}
         # The path of a weights file means nothing on another machine; the fingerprint says which it was.
@@ -295,8 +297,8 @@ class Detector:
     @classmethod
     def load(cls, model: str | Path, device: str = "auto", backbone_weights: str | None = None) -> Detector:
         """See `load`."""
-        from pad.hub import resolve_model
-        from pad.modelfolder import check_tensors, read_model
+        from pad.store.hub import resolve_model
+        from pad.store.model_folder import check_tensors, read_model
 
         folder = resolve_model(str(model))
         files = read_model(folder)
@@ -400,9 +402,9 @@ def fit(
     Raises:
         PadError: too few images, an image that cannot be read, or a setting that does not fit.
     """
-    from pad.data import as_image_set
+    from pad.images.resolve import as_image_set
+    from pad.learning.run import split_images, train_detector
     from pad.recipes import build_config
-    from pad.runs import split_images, train_detector
 
     image_set = as_image_set(images)
     if isinstance(config, Config):

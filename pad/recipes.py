@@ -11,7 +11,7 @@ from pad.config import Config, feature_resolutions, from_mapping, load_recipe
 from pad.errors import PadError
 
 if TYPE_CHECKING:
-    from pad.data import ImageSet
+    from pad.images.imageset import ImageSet
 
 DEFAULT_RECIPE = "folder"
 PROBED = 32  # images looked at

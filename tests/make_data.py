@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from skimage import data as photographs
 
-from pad.datasets import FASHION_CLASSES
-from pad.datasets import read_idx as read
+from pad.images.named import FASHION_CLASSES
+from pad.images.named import read_idx as read
 
 HERE = Path(__file__).parent / "data"
 NORMAL = "ankle-boot"

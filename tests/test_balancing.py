@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pad.balancing import GradientNormalizer
+from pad.learning.balancing import GradientNormalizer
 
 
 def test_weight_against_a_direct_computation() -> None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import pad
-from pad.datasets import FASHION_CLASSES
+from pad.images.named import FASHION_CLASSES
 
 ROOT = Path(__file__).parent.parent
 SMALL = [

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from pad.calibration import Calibration, calibration_split, false_discovery
 from pad.errors import PadError
+from pad.judging.calibration import Calibration, calibration_split, false_discovery
 
 
 def test_p_values_are_the_formula():
@@ -190,5 +190,5 @@ def test_split_follows_the_seed():
 
 
 def test_imports_without_torch():
-    code = "import sys, pad.calibration, pad.evaluation; sys.exit('torch' in sys.modules)"
+    code = "import sys, pad.judging.calibration, pad.judging.summary; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 
 from pad.config import Config
-from pad.data import ImageSet, Sample, each_batch, load_all, resolve, stream
 from pad.errors import PadError
-from pad.images import read_image, to_tensor
+from pad.images.decode import read_image, to_tensor
+from pad.images.imageset import ImageSet, Sample
+from pad.images.resolve import resolve
+from pad.images.stream import each_batch, load_all, stream
 
 
 def put(path: Path, value: int = 100) -> Path:

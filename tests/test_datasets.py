@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pad import datasets
 from pad.config import Config
-from pad.data import load_all, resolve, stream
-from pad.datasets import CIFAR10_CLASSES, FASHION_CLASSES, read_idx
 from pad.errors import PadError
+from pad.images import named as datasets
+from pad.images.named import CIFAR10_CLASSES, FASHION_CLASSES, read_idx
+from pad.images.resolve import resolve
+from pad.images.stream import load_all, stream
 
 SYSTEM = datasets.SYSTEM_ROOT / "fashion-mnist"
 

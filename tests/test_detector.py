@@ -9,9 +9,10 @@ from PIL import Image
 
 import pad
 from pad.config import Config
-from pad.data import load_all, resolve
 from pad.detector import smooth
 from pad.errors import PadError
+from pad.images.resolve import resolve
+from pad.images.stream import load_all
 
 SMALL = {
     "steps": 30,

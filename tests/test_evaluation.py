@@ -13,11 +13,18 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pad.calibration import Calibration
 from pad.errors import PadError
-from pad.evaluation import format_table, summarize, write_summary
-from pad.metrics import METRICS, PixelMetrics, detection_metrics, pixel_metrics, rate, weighted_metrics
-from pad.results import COLUMNS, Row, judge_batch, make_row, write_scores
+from pad.judging.calibration import Calibration
+from pad.judging.metrics import (
+    METRICS,
+    PixelMetrics,
+    detection_metrics,
+    pixel_metrics,
+    rate,
+    weighted_metrics,
+)
+from pad.judging.rows import COLUMNS, Row, judge_batch, make_row, write_scores
+from pad.judging.summary import format_table, summarize, write_summary
 
 rng = np.random.default_rng(5)
 NORMAL = np.round(rng.normal(0, 1, 70), 1)  # ties within and between

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pad.config import Config
 from pad.errors import PadError
-from pad.explain import (
+from pad.showing.explanation import (
     MapScale,
     align_map,
     annotate,
@@ -46,7 +46,7 @@ def explanation(size: tuple[int, int] = (120, 80), side: int = 32, **recipe: obj
 def test_the_box_is_what_the_model_sees(size: tuple[int, int], crop: int | None, fit: str):
     """Pixels outside the box do not change the model's input; those at its corners do."""
     torch = pytest.importorskip("torch")
-    from pad.images import to_tensor
+    from pad.images.decode import to_tensor
 
     left, top, right, bottom = seen_box(*size, crop, fit)
     config = Config(size=64, channels=1, crop=crop, fit=fit)
@@ -65,7 +65,7 @@ def test_the_box_is_what_the_model_sees(size: tuple[int, int], crop: int | None,
 def test_a_pasted_defect_comes_back_to_its_place(recipe: dict):
     """Through the model's own geometry and back: the map of |x - background| peaks on the defect."""
     pytest.importorskip("torch")
-    from pad.images import to_tensor
+    from pad.images.decode import to_tensor
 
     rng = np.random.default_rng(1)
     config = Config(size=32, channels=1, **recipe)

@@ -15,9 +15,9 @@ from zoo_process import environment, refused, start, zoo
 
 from pad.config import Config, to_mapping
 from pad.errors import PadError
-from pad.hub import parse_hub_spec, resolve_model
-from pad.modelfolder import FILES, read_model, write_model
-from pad.publish import plan
+from pad.registry.publish import plan
+from pad.store.hub import parse_hub_spec, resolve_model
+from pad.store.model_folder import FILES, read_model, write_model
 
 
 def make_model(folder: Path, size: int = 200_000, **recipe: Any) -> Path:

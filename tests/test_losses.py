@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pad.losses import adversarial_loss, critic_loss, gradient_penalty
+from pad.learning.losses import adversarial_loss, critic_loss, gradient_penalty
 
 
 def test_penalty_of_a_linear_critic() -> None:

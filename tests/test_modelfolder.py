@@ -19,7 +19,7 @@ import yaml
 
 from pad.config import Config, to_mapping
 from pad.errors import PadError
-from pad.modelfolder import FORMAT, check_tensors, present, read_model, write_model
+from pad.store.model_folder import FORMAT, check_tensors, present, read_model, write_model
 
 CALIBRATION = {"scores": [0.25, 0.5, 0.5, 1.0]}
 

@@ -10,17 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models import vgg16
 
+from pad.backbones.vgg import Backbone, _stlpips_file, load_backbone_weights
 from pad.config import Config
-from pad.data import load_all, resolve
 from pad.errors import PadError
-from pad.perceptual import (
-    Backbone,
-    RelativePerceptualL1,
-    Residuals,
-    _stlpips_file,
-    load_backbone_weights,
-)
-from pad.similarity import L1, L2
+from pad.images.resolve import resolve
+from pad.images.stream import load_all
+from pad.similarity.pixel import L1, L2
+from pad.similarity.relative import RelativePerceptualL1, Residuals
 
 
 def noise(n: int = 3, channels: int = 3, size: int = 32, seed: int = 0) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pad.pooling import _Blur, blurred_max_pool, relu
+from pad.backbones.pooling import _Blur, blurred_max_pool, relu
 
 SIDES = (2, 3, 4, 7, 12, 13)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import pad
-from pad.calibration import Calibration
-from pad.data import resolve
-from pad.runs import split_images
+from pad.images.resolve import resolve
+from pad.judging.calibration import Calibration
+from pad.learning.run import split_images
 
 SPLITS = 200
 

@@ -12,10 +12,10 @@ import yaml
 from test_cli import SMALL, run
 
 import pad
-from pad.data import resolve
 from pad.detector import Detector
 from pad.errors import PadError
-from pad.replay import (
+from pad.images.resolve import resolve
+from pad.learning.replay import (
     MixedImages,
     compare,
     format_quality,
@@ -25,8 +25,8 @@ from pad.replay import (
     mix,
     stored_latents,
 )
-from pad.runs import load_images, split_images
-from pad.training import MemoryImages
+from pad.learning.run import load_images, split_images
+from pad.learning.trainer import MemoryImages
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pad.calibration import Calibration
 from pad.config import Config
 from pad.errors import PadError
-from pad.evaluation import Row, make_row, summarize
-from pad.explain import MapScale
-from pad.report import ReportWriter, project
+from pad.judging.calibration import Calibration
+from pad.judging.summary import Row, make_row, summarize
+from pad.showing.explanation import MapScale
+from pad.showing.report import ReportWriter, project
 
 EVIL = "<script>alert(1)</script>.png"
 NAMES = [EVIL, "</script><img src=x onerror=alert(2)>.png", "a\u2028b & 'c' \"d\".png",

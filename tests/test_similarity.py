@@ -6,7 +6,8 @@ import torch
 from skimage.metrics import structural_similarity
 
 from pad.config import Config
-from pad.similarity import L1, L2, LPIPS, SSIM, build_similarity
+from pad.similarity.build import build_similarity
+from pad.similarity.pixel import L1, L2, LPIPS, SSIM
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_lpips_against_its_definition(pair: tuple[torch.Tensor, torch.Tensor]) -
     """Unit-normalized features of five layers, squared differences, weighted by the linear heads."""
     import lpips
 
-    from pad.perceptual import Backbone
+    from pad.backbones.vgg import Backbone
 
     x, y = pair
     layers = ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]

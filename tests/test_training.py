@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from pad.config import Config
-from pad.data import load_all, resolve
 from pad.errors import PadError
-from pad.losses import adversarial_loss
-from pad.training import MemoryImages, Sampler, Trainer, check_finite
+from pad.images.resolve import resolve
+from pad.images.stream import load_all
+from pad.learning.losses import adversarial_loss
+from pad.learning.trainer import MemoryImages, Sampler, Trainer, check_finite
 
 CPU = torch.device("cpu")
 

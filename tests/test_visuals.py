@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pad.cli import main
+from pad.commands.parser import main
 from pad.config import Config
 from pad.detector import Detector
-from pad.explain import make_explanation, scale_of
 from pad.networks import build_networks
-from pad.similarity import build_similarity
+from pad.showing.explanation import make_explanation, scale_of
+from pad.similarity.build import build_similarity
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_masks_are_compared_at_the_images_own_resolution(
 
 
 def detector_input(image: Image.Image, config: Config) -> torch.Tensor:
-    from pad.images import to_tensor
+    from pad.images.decode import to_tensor
 
     return to_tensor(image, config)[None]
 

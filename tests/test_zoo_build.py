@@ -13,14 +13,15 @@ from PIL import Image
 from test_cli import SMALL
 
 import pad
-from pad.cli import main
-from pad.data import resolve
+from pad.commands.parser import main
+from pad.commands.zoo import verify_model
+from pad.config import zoo_folder
 from pad.errors import PadError
-from pad.evaluation import summarize
-from pad.results import make_row
-from pad.zoo_build import read_entries, write_samples
-from pad.zoo_commands import verify_model
-from pad.zooindex import read_index, zoo_folder
+from pad.images.resolve import resolve
+from pad.judging.rows import make_row
+from pad.judging.summary import summarize
+from pad.registry.build import read_entries, write_samples
+from pad.store.index import read_index
 
 NAME = "tiny/boots"
 

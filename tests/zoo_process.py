@@ -18,7 +18,7 @@ from hub_server import TOKEN, Hub
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["torch", "safetensors.torch", "yaml", "pad.cli", "pad.zoo_commands", "pad.config"]
+    ["torch", "safetensors.torch", "yaml", "pad.commands.parser", "pad.commands.zoo", "pad.config"]
 )
 
 
@@ -99,6 +99,6 @@ def _child(words: tuple[str, ...], env: dict[str, str], out: Path, err: Path, fi
 
 def main(words: list[str]) -> int:
     """`pad zoo WORDS` in this process."""
-    from pad.cli import main
+    from pad.commands.parser import main
 
     return main(["zoo", *words])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # so that it runs from the tree, installed or not
 
-from pad.cli import main
+from pad.commands.parser import main
 
 if __name__ == "__main__":
     sys.exit(main(["zoo", "build", *sys.argv[1:]]))

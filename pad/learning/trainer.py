@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pad.balancing import GradientNormalizer
 from pad.config import BATCH_SIZE, Config
 from pad.devices import cast_similarity, pick_precision, to_device
 from pad.errors import PadError
-from pad.losses import adversarial_loss, critic_loss, gradient_penalty
+from pad.learning.balancing import GradientNormalizer
+from pad.learning.losses import adversarial_loss, critic_loss, gradient_penalty
 from pad.networks import build_networks
-from pad.perceptual import RelativePerceptualL1
-from pad.similarity import Similarity, build_similarity
+from pad.similarity.build import Similarity, build_similarity
+from pad.similarity.relative import RelativePerceptualL1
 
 CACHE_BYTES = 1 << 30  # features of the training images are kept while they fit in here
 

@@ -1,7 +1,7 @@
-"""Which images are meant, what is known about each, and a steady stream of them as tensors.
+"""Which images are meant: files, folders, globs and named datasets become an ImageSet.
 
 A specification is an image file, a folder, a glob, or a named dataset such as `fashion-mnist:9`
-(pad/datasets.py).
+(pad/images/named.py).
 
 - Folders are searched recursively, in sorted order, through symbolic links (a loop is entered once). Hidden
   files and folders, `ground_truth` folders and files that accompany images (`SIDECARS`) are passed over.
@@ -15,33 +15,22 @@ A specification is an image file, a folder, a glob, or a named dataset such as `
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pad.errors import PadError, did_you_mean
-
-if TYPE_CHECKING:
-    import torch
-
-    from pad.config import Config
-
-Result = TypeVar("Result")
-Purpose = Literal["train", "evaluate"]
+from pad.images.imageset import Content, ImageSet, Purpose, Sample
+from pad.images.named import DATASETS, canonical
+from pad.images.named import load as load_named
 
 NORMAL_FOLDERS = ("normal", "good")
 MASK_FOLDER = "ground_truth"
-SMALL = 1 << 16  # pixels of a picture that waits to be resized together with others
-PATIENCE = 0.05  # seconds that a lane waits for another to have read its images
 SIDECARS = frozenset(
     {
         ".txt",
@@ -61,102 +50,6 @@ SIDECARS = frozenset(
     | {".ini", ".cfg", ".db", ".py", ".ipynb", ".npy", ".npz", ".pt", ".pth", ".pkl", ".safetensors"}
     | {".zip", ".gz", ".tar", ".pdf"}
 )
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What is known about one image."""
-
-    name: str  # as shown to the user, and in scores.csv
-    kind: str | None = None  # the sub-folder or class it is from, also for normal images
-    anomalous: bool | None = None  # None: unknown
-    mask: Path | None = None  # where its defect is, white on black
-
-
-class Packed(Protocol):
-    """An image in a container (a database, say): the bytes of an image file, read when asked for."""
-
-    def read(self) -> bytes: ...
-
-
-# A file, a uint8 array (H, W[, 3 or 4]), a PIL image of any mode, or packed.
-Content = Path | np.ndarray | Image.Image | Packed
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images in a fixed order, each opened only when asked for.
-
-    `keys` are names that are the same on every machine (relative to the folder that was given).
-    """
-
-    samples: list[Sample]
-    contents: list[Content] = field(repr=False)
-    keys: list[str] = field(repr=False)
-    source: str  # what was asked for, without the path to it
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    @property
-    def labelled(self) -> bool:
-        """Whether it is known of any image if it is anomalous."""
-        return any(sample.anomalous is not None for sample in self.samples)
-
-    def open(self, index: int) -> Image.Image:
-        """The image as stored, upright. Raises pad.images.ImageError if it cannot be read."""
-        from pad.images import read_image
-
-        content, name = self.contents[index], self.samples[index].name
-        if isinstance(content, np.ndarray):
-            return Image.fromarray(content)
-        if isinstance(content, Image.Image):
-            return content
-        return read_image(content if isinstance(content, Path) else content.read(), name)
-
-    def describe(self) -> str:
-        """`"120 images in ankle-boot"`, for messages."""
-        return f"{len(self)} image{'' if len(self) == 1 else 's'} in {self.source}"
-
-    def subset(self, indices: Iterable[int]) -> ImageSet:
-        """Some of the images, in the order of `indices`."""
-        chosen = list(indices)
-        return ImageSet(
-            [self.samples[i] for i in chosen],
-            [self.contents[i] for i in chosen],
-            [self.keys[i] for i in chosen],
-            self.source,
-        )
-
-    def normal_only(self) -> ImageSet:
-        """Without the images that are known to be anomalous."""
-        return self.subset(i for i, sample in enumerate(self.samples) if not sample.anomalous)
-
-    def fingerprint(self) -> dict[str, str | int]:
-        """`source`, number of `images`, and a `sha256` of their keys and sizes (in memory: their pixels).
-
-        Cheap, and the same on every machine: no path to the data enters, and files are not read.
-        """
-        digest = hashlib.sha256()
-        for key, content in zip(self.keys, self.contents, strict=True):
-            digest.update(key.encode("utf-8", "surrogateescape") + b"\0")
-            if isinstance(content, np.ndarray):
-                digest.update(np.ascontiguousarray(content).tobytes())
-            elif isinstance(content, Image.Image):
-                digest.update(content.tobytes())
-            elif isinstance(content, Path):
-                digest.update(str(_size(content)).encode() + b"\0")
-        return {"source": self.source, "images": len(self), "sha256": digest.hexdigest()}
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
-
-
-# Resolving ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -200,24 +93,18 @@ def _resolve_one(spec: str, purpose: Purpose, data_root: str | os.PathLike[str] 
     if os.path.lexists(path) and not (named and data_root is not None):
         return _image_set(_from_path(path, purpose), path)
     if named:
-        from pad import datasets
-
-        return datasets.load(spec, purpose, Path(data_root) if data_root is not None else None)
+        return load_named(spec, purpose, Path(data_root) if data_root is not None else None)
     if glob.has_magic(spec):
         return _image_set(_from_glob(path, purpose), path)
     raise PadError(f"{spec}: no such file, folder or dataset{_suggestion(spec)}")
 
 
 def _looks_named(spec: str) -> bool:
-    from pad.datasets import DATASETS, canonical
-
     return canonical(spec.partition(":")[0]) in DATASETS
 
 
 def _suggestion(spec: str) -> str:
     """The dataset or the neighbouring file that was probably meant."""
-    from pad.datasets import DATASETS, canonical
-
     name, colon, _ = spec.partition(":")
     if colon and len(name) > 1:
         return did_you_mean(canonical(name), DATASETS) or f"; the datasets are {', '.join(DATASETS)}"
@@ -376,154 +263,6 @@ def _files(folder: Path) -> Iterator[Path]:
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f.lower() != MASK_FOLDER)
         yield from (Path(here) / name for name in sorted(files) if _counts(name))
-
-
-# Streaming ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some consecutive images of an ImageSet: those that could be read, and why others could not."""
-
-    indices: list[int]  # of the rows of `tensor`, in the ImageSet
-    tensor: torch.Tensor  # float32 (len(indices), channels, size, size) in [-1, 1]
-    errors: list[tuple[int, str]]  # index in the ImageSet and the reason, without the name
-
-
-def stream(images: ImageSet, config: Config, batch_size: int, workers: int = 2) -> Iterator[Batch]:
-    """All images in order, `batch_size` at a time, decoded by `workers` threads ahead of the consumer.
-
-    At most `workers` + 1 batches wait, so memory does not grow with the number of images. An unreadable image
-    is in its batch's `errors`; a batch in which none was readable has an empty tensor.
-    """
-    pieces = _ranges(len(images), batch_size)
-    waiting: deque[Future[Batch]] = deque()
-    pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="decode")
-
-    def ahead() -> None:
-        chosen = next(pieces, None)
-        if chosen is not None:
-            waiting.append(pool.submit(_decode, images, chosen, config))
-
-    try:
-        for _ in range(max(1, workers) + 1):
-            ahead()
-        while waiting:
-            batch = waiting.popleft().result()
-            ahead()
-            yield batch
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def each_batch(
-    function: Callable[[Batch], Result],
-    images: ImageSet,
-    config: Config,
-    device: torch.device,
-    batch_size: int,
-) -> Iterator[Result]:
-    """`function` of all images in order, `batch_size` at a time or, on a CPU, a share of it in every lane."""
-    from pad.devices import in_parallel, lanes
-
-    if device.type != "cpu":
-        return map(function, stream(images, config, batch_size))
-
-    turn = threading.Lock()
-
-    def read(chosen: range) -> Result:
-        # To read small files is mostly Python, which two lanes at once would only snatch from each other: one
-        # waits, and then reads while the other computes. Large files are decoded outside Python's lock.
-        waited_for = turn.acquire(timeout=PATIENCE)
-        try:
-            batch = _decode(images, chosen, config)
-        finally:
-            if waited_for:
-                turn.release()
-        return function(batch)
-
-    # A lane reads its own images: more threads than processors would be in each other's way.
-    workers = lanes(device, batch_size)
-    return in_parallel(read, _ranges(len(images), batch_size // workers), workers)
-
-
-def _ranges(n: int, size: int) -> Iterator[range]:
-    """0 .. n - 1 in pieces of `size`."""
-    return (range(start, min(start + size, n)) for start in range(0, n, size))
-
-
-def _decode(images: ImageSet, chosen: range, config: Config) -> Batch:
-    from pad.images import ImageError, planes
-
-    indices: list[int] = []
-    pixels: list[tuple[torch.Tensor, float]] = []
-    errors: list[tuple[int, str]] = []
-    for index in chosen:
-        try:
-            pixels.append(_shrunk(*planes(images.open(index), config), config))
-            indices.append(index)
-        except ImageError as error:
-            errors.append((index, error.reason))
-        except (
-            OSError,
-            ValueError,
-            MemoryError,
-        ) as error:  # a mode that Pillow cannot convert, a lost container
-            errors.append((index, f"cannot be decoded ({error})"))
-    return Batch(indices, _together(pixels, config), errors)
-
-
-def _shrunk(pixels: torch.Tensor, white: float, config: Config) -> tuple[torch.Tensor, float]:
-    """A large picture as `scaled` gives it, at once: a batch of large ones might not fit into memory."""
-    from pad.images import scaled
-
-    if pixels.shape[-1] * pixels.shape[-2] <= SMALL:
-        return pixels, white
-    return scaled(pixels, white, config), 0.0  # no white: it is done
-
-
-def _together(pixels: list[tuple[torch.Tensor, float]], config: Config) -> torch.Tensor:
-    """Float32 (n, channels, size, size) in [-1, 1]; pictures of one shape and type are resized in one go,
-    which is much quicker for small ones."""
-    import torch
-
-    from pad.images import scaled
-
-    tensor = torch.empty(len(pixels), config.channels, config.size, config.size)
-    groups: dict[Any, list[int]] = {}
-    for row, (p, white) in enumerate(pixels):
-        groups.setdefault((p.shape, p.dtype, white), []).append(row)
-    for (_, _, white), rows in groups.items():
-        stacked = torch.stack([pixels[row][0] for row in rows])
-        tensor[rows] = scaled(stacked, white, config) if white else stacked
-    return tensor
-
-
-def load_all(
-    images: ImageSet,
-    config: Config,
-    workers: int = 2,
-    half: bool = False,
-    progress: Callable[[int], object] | None = None,
-) -> tuple[torch.Tensor, list[int], list[tuple[int, str]]]:
-    """All readable images in memory, decoded by `workers` threads; `progress` is told of so many more.
-
-    Returns float32 (or, to save memory, float16) (n, channels, size, size) in [-1, 1], the indices of its
-    rows in `images`, and the errors as in Batch.
-    """
-    import torch
-
-    shape = (len(images), config.channels, config.size, config.size)
-    pixels = torch.empty(shape, dtype=torch.float16 if half else torch.float32)
-    kept: list[int] = []
-    errors: list[tuple[int, str]] = []
-    for batch in stream(images, config, 64, workers):
-        pixels[len(kept) : len(kept) + len(batch.indices)] = batch.tensor
-        kept += batch.indices
-        errors += batch.errors
-        if progress is not None:
-            progress(len(batch.indices) + len(batch.errors))
-    return pixels[: len(kept)], kept, errors
 
 
 def as_image_set(images: Any) -> ImageSet:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pad.data import ImageSet
 from pad.detector import Detector, Examined
-from pad.explain import align_map, make_explanation, scale_of, to_picture, write_explanation
-from pad.geometry import seen_box
-from pad.images import ImageError, read_image
-from pad.metrics import PixelMetrics
-from pad.report import ReportWriter
-from pad.results import Row
+from pad.images.decode import ImageError, read_image
+from pad.images.geometry import seen_box
+from pad.images.imageset import ImageSet
+from pad.judging.metrics import PixelMetrics
+from pad.judging.rows import Row
+from pad.showing.explanation import align_map, make_explanation, scale_of, to_picture, write_explanation
+from pad.showing.report import ReportWriter
 
 
 class Visuals:

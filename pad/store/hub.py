@@ -16,9 +16,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pad.config import zoo_folder
 from pad.errors import PadError, did_you_mean
-from pad.modelfolder import CONFIG, FILES, WEIGHTS, present
-from pad.zooindex import ZooModel, is_inside, read_index, sha256, zoo_folder
+from pad.store.index import ZooModel, is_inside, read_index, sha256
+from pad.store.model_folder import CONFIG, FILES, WEIGHTS, present
 
 KINDS = "a run folder, a model folder, zoo:NAME or hf-hub:ORG/REPO[@REVISION]"
 _ATTEMPTS = 4  # at a download whose connection is cut

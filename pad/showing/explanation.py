@@ -20,12 +20,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pad.config import Config
 from pad.errors import PadError
-from pad.files import atomic
-from pad.geometry import Box, seen_box
+from pad.images.geometry import Box, seen_box
+from pad.store.files import atomic
 
 if TYPE_CHECKING:
-    from pad.calibration import Calibration
     from pad.detector import Detector
+    from pad.judging.calibration import Calibration
 
 BATCH_SIZE = 16  # images explained at a time: they are held at their own resolution
 
@@ -137,8 +137,8 @@ def explain_images(detector: Detector, images: Any, fpr: float = 0.05) -> Iterat
 
     images: as `Detector.score` takes them. Raises PadError, naming it, for an image that cannot be read.
     """
-    from pad.images import batch_tensor
-    from pad.results import make_row
+    from pad.images.decode import batch_tensor
+    from pad.judging.rows import make_row
 
     config, calibration = detector.config, detector.calibration
     scale = scale_of(calibration)
@@ -158,8 +158,8 @@ def explain_images(detector: Detector, images: Any, fpr: float = 0.05) -> Iterat
 
 def _pictures(images: Any) -> Iterator[tuple[Image.Image, Any]]:
     """Each image as a picture, and as it goes into the model; opened one by one."""
-    from pad.data import ImageSet
-    from pad.images import read_image
+    from pad.images.decode import read_image
+    from pad.images.imageset import ImageSet
 
     if isinstance(images, ImageSet):
         images = map(images.open, range(len(images)))

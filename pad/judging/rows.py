@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pad.calibration import Calibration, false_discovery
 from pad.errors import PadError
-from pad.files import atomic
+from pad.judging.calibration import Calibration, false_discovery
+from pad.store.files import atomic
 
 NORMAL, ANOMALY = "normal", "anomaly"
 FORMATS = ("csv", "jsonl", "json")

@@ -23,13 +23,13 @@ import yaml
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from pad.calibration import Calibration
 from pad.config import Config
 from pad.errors import PadError
-from pad.explain import MapScale, displayable, panels, to_picture
-from pad.files import atomic
-from pad.geometry import Box, seen_box
-from pad.results import Row
+from pad.images.geometry import Box, seen_box
+from pad.judging.calibration import Calibration
+from pad.judging.rows import Row
+from pad.showing.explanation import MapScale, displayable, panels, to_picture
+from pad.store.files import atomic
 
 # Side in pixels and WebP quality of a thumbnail (three pictures in one strip), until one fits the budget:
 # 3.6 kB is 4.8 kB of text in the file, so that 10,000 images stay below 60 MB.
@@ -172,9 +172,9 @@ class ReportWriter:
 
         scored = [i for i, row in enumerate(self._rows) if row.score is not None]
         order = sorted(scored, key=lambda i: (-(self._rows[i].score or 0.0), i))
-        environment = Environment(loader=PackageLoader("pad"), autoescape=True, trim_blocks=True)
+        environment = Environment(loader=PackageLoader("pad.showing"), autoescape=True, trim_blocks=True)
         style, script = (
-            (files("pad") / "templates" / name).read_text("utf-8") for name in ("report.css", "report.js")
+            (files("pad.showing") / "templates" / name).read_text("utf-8") for name in ("report.css", "report.js")
         )
         notes = list(summary.get("notes", []))
         if len(order) > self._limit:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pad.calibration import Calibration
-from pad.files import atomic
-from pad.metrics import METRICS, PixelMetrics, detection_metrics, rate
-from pad.results import ANOMALY, Row, judge_batch, make_row, write_scores
+from pad.judging.calibration import Calibration
+from pad.judging.metrics import METRICS, PixelMetrics, detection_metrics, rate
+from pad.judging.rows import ANOMALY, Row, judge_batch, make_row, write_scores
+from pad.store.files import atomic
 
 __all__ = [
     "PixelMetrics",

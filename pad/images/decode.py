@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from pad.config import Config
 from pad.errors import PadError
-from pad.geometry import seen_box
+from pad.images.geometry import seen_box
 
 # The decoders that may run on a user's files; Pillow's others (EPS, which starts Ghostscript, for one) may
 # not.

@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pad.calibration import Calibration, calibration_split
 from pad.errors import PadError
-from pad.training import Images, MemoryImages
+from pad.judging.calibration import Calibration, calibration_split
+from pad.learning.trainer import Images, MemoryImages
 
 if TYPE_CHECKING:
     from pad.config import Config
-    from pad.data import ImageSet
     from pad.detector import Detector
+    from pad.images.imageset import ImageSet
 
 KEPT_NUMBERS = 1 << 14  # of latents that a model keeps, all images together
 KEPT_IMAGES = 256
@@ -143,7 +143,7 @@ def _from_model(old: Detector, count: int) -> Replay:
 
 
 def _from_images(config: Config, count: int, folder: ImageSet) -> Replay:
-    from pad.data import load_all
+    from pad.images.stream import load_all
 
     pixels, kept, _ = load_all(folder, config)
     if len(kept) < 2:

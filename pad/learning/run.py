@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,16 +24,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import pad
-from pad.calibration import calibration_split
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
-from pad.data import ImageSet, load_all, resolve, stream
 from pad.detector import Detector
 from pad.errors import PadError
-from pad.files import atomic
-from pad.modelfolder import present
-from pad.replay import MixedImages, Replay, calibrate_both
-from pad.training import (
+from pad.images.imageset import ImageSet
+from pad.images.resolve import resolve
+from pad.images.stream import load_all, stream
+from pad.judging.calibration import calibration_split
+from pad.learning.replay import MixedImages, Replay, calibrate_both
+from pad.learning.trainer import (
     CACHE_BYTES,
     Images,
     MemoryImages,
@@ -45,6 +42,9 @@ from pad.training import (
     diverged,
     in_batches,
 )
+from pad.provenance import hardware, versions
+from pad.store.files import atomic
+from pad.store.model_folder import present
 
 MINIMUM_IMAGES = 8
 KEPT_CHECKPOINTS = 2
@@ -211,45 +211,6 @@ def train_detector(
         run.resume()
     run.loop()
     return run.detector
-
-
-def versions() -> dict[str, str]:
-    """Of everything that decides what a run computes."""
-    from importlib.metadata import version
-
-    return {
-        "pad": pad.__version__,
-        **({"commit": commit} if (commit := _commit()) else {}),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": version("torchvision"),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that runs, with `+` if it has changes; None for an installed package."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root)]
-    try:
-        name = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-        changed = subprocess.run(
-            [*git, "diff", "--quiet", "HEAD", "--", "pad", "train.py"], capture_output=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return name.stdout.strip() + ("+" if changed.returncode else "") if name.returncode == 0 else None
-
-
-def hardware(device: torch.device) -> str:
-    """A few words on the machine."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''} ({platform.machine()})"
 
 
 def check_start(config: Config, start: Detector) -> None:

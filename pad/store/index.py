@@ -28,8 +28,9 @@ from typing import Any
 
 import yaml
 
+from pad.config import zoo_folder
 from pad.errors import PadError
-from pad.files import atomic
+from pad.store.files import atomic
 
 FORMAT = 1
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
@@ -53,12 +54,6 @@ class ZooModel:
     licence: str
     files: Mapping[str, str]
     remote: Mapping[str, str] | None = None
-
-
-def zoo_folder() -> Path:
-    """Where the zoo lies: in the installed package, or in the source tree."""
-    inside = Path(__file__).parent / "zoo"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "zoo"
 
 
 def read_index(root: Path | None = None) -> dict[str, ZooModel]:
@@ -135,7 +130,7 @@ def add_entry(
     Raises PadError if the model cannot be read, or lies outside the zoo, or a result is missing.
     """
     from pad.config import from_mapping
-    from pad.modelfolder import read_model
+    from pad.store.model_folder import read_model
 
     root = root or zoo_folder()
     try:
@@ -187,7 +182,7 @@ def _write(root: Path, index: Mapping[str, ZooModel]) -> None:
     for _, model in sorted(index.items()):
         values = {key: dict(v) if isinstance(v, Mapping) else v for key, v in asdict(model).items()}
         models.append({key: v for key, v in values.items() if key != "remote" or v is not None})
-    text = "# Written by pad.zooindex.add_entry from measured results: do not edit.\n"
+    text = "# Written by pad.store.index.add_entry from measured results: do not edit.\n"
     text += yaml.safe_dump({"format": FORMAT, "models": models}, sort_keys=False, allow_unicode=True)
     with atomic(root / "index.yaml") as file:
         file.write(text.encode())

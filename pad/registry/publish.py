@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pad.errors import PadError
-from pad.hub import check_token, endpoint, explain, offline, parse_hub_spec
-from pad.modelfolder import CALIBRATION, CARD, CONFIG, FILES, dump_config, read_model
+from pad.store.hub import check_token, endpoint, explain, offline, parse_hub_spec
+from pad.store.model_folder import CALIBRATION, CARD, CONFIG, FILES, dump_config, read_model
 
 # What may go along with the four files of a model: pictures of the card, and what `pad zoo verify` scores.
 _EXTRAS = ("*.png", "*.jpg", "samples/**/*.png", "samples/**/*.jpg", "verify.json", "summary.json")

@@ -26,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_run("pad.commands", "train"))
+    parser.set_defaults(run=_run("pad.commands.train", "train"))
     parser.add_argument("--data", nargs="+", metavar="DATA", help="normal images: files, folders, globs, or "
                         "a dataset and its normal class such as fashion-mnist:9")  # fmt: skip
     parser.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
@@ -50,7 +50,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_run("pad.commands", "evaluate"))
+    parser.set_defaults(run=_run("pad.commands.evaluate", "evaluate"))
     _add_model_and_data(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="write scores.csv and summary.json there; '-': scores to stdout"
@@ -78,7 +78,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_run("pad.commands", "calibrate"))
+    parser.set_defaults(run=_run("pad.commands.calibrate", "calibrate"))
     _add_model_and_data(parser)
     parser.add_argument("--out", metavar="DIR", help="write the recalibrated model there (default: in place)")
     _add_device(parser)
@@ -144,7 +144,7 @@ _COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """`pad ...`; returns the exit status."""
     import pad
-    from pad.zoo_commands import add_parser
+    from pad.commands.zoo import add_parser
 
     parser = _Parser(prog="pad", description=pad.__doc__)
     parser.add_argument("--version", action="version", version=f"pad {pad.__version__}")
@@ -164,7 +164,7 @@ def script(command: str) -> int:
 
 
 def train_arguments(argv: Sequence[str]) -> Arguments:
-    """The arguments of `pad train`, parsed, for programs that call `pad.commands.train`."""
+    """The arguments of `pad train`, parsed, for programs that call `pad.commands.train.train`."""
     parser = _Parser(prog="pad train")
     _add_train(parser)
     return parser.parse_args(argv)

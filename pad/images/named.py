@@ -25,14 +25,12 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pad.errors import PadError, did_you_mean
-
-if TYPE_CHECKING:
-    from pad.data import Content, ImageSet, Purpose
+from pad.images.imageset import Content, ImageSet, Purpose, Sample
 
 FASHION_CLASSES = (
     "t-shirt",
@@ -95,8 +93,6 @@ def load(spec: str, purpose: Purpose, data_root: Path | None = None) -> ImageSet
 
     Raises PadError for an unknown name or class, and for a dataset that is not there or is damaged.
     """
-    from pad.data import ImageSet, Sample
-
     name, _, wanted = spec.partition(":")
     name = canonical(name)
     if name not in DATASETS:

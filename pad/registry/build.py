@@ -21,10 +21,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pad.data import ImageSet, resolve, stream
+from pad.config import zoo_folder
 from pad.detector import Detector
 from pad.errors import PadError, did_you_mean
-from pad.zooindex import add_entry, zoo_folder
+from pad.images.imageset import ImageSet
+from pad.images.resolve import resolve
+from pad.images.stream import stream
+from pad.store.index import add_entry
 
 SAMPLES = 6  # normal ones, and as many anomalous ones
 RATES = (0.01, 0.05, 0.1, 0.2)  # false-alarm rates that are checked
@@ -107,7 +110,7 @@ def build(
 
     Returns its folder. Raises PadError if the data is not there, or the run is of other images or settings.
     """
-    from pad.zoo_card import draw_card, write_card
+    from pad.registry.cards import draw_card, write_card
 
     root = root or zoo_folder()
     detector = trained(entry, runs / entry.short_name, data_root, device)
@@ -141,11 +144,11 @@ def trained(entry: Entry, run: Path, data_root: str | None, device: str) -> Dete
 
     Raises PadError if the run was made from other images or with other settings than the entry says.
     """
-    from pad.cli import train_arguments
-    from pad.commands import train
+    from pad.commands.parser import train_arguments
+    from pad.commands.train import train
     from pad.config import parse_assignments
+    from pad.learning.run import finished_detector, split_images
     from pad.recipes import build_config
-    from pad.runs import finished_detector, split_images
 
     images = _images(entry, "train", data_root)
     arguments = train_arguments(entry.train_arguments(run, data_root, device))
@@ -179,10 +182,10 @@ def measure(detector: Detector, images: ImageSet) -> dict[str, Any]:
     - `false_alarm_check`: for each promised rate the rate on the normal test images, with its interval;
     - `speed`: `images_per_second` in batches of 64 that are in memory, best of five, and the `hardware`.
     """
-    from pad.commands import score_rows
-    from pad.evaluation import summarize
-    from pad.metrics import rate
-    from pad.runs import hardware
+    from pad.commands.evaluate import score_rows
+    from pad.judging.metrics import rate
+    from pad.judging.summary import summarize
+    from pad.learning.run import hardware
 
     calibration = detector.calibration
     assert calibration is not None
@@ -245,7 +248,7 @@ def _draw(images: ImageSet, seed: int) -> list[int]:
 
 def _record(folder: Path, samples: Sequence[str]) -> None:
     """verify.json, from the model as it is read back on a CPU."""
-    from pad.zoo_commands import write_record
+    from pad.commands.zoo import write_record
 
     scores = Detector.load(folder, "cpu").score([folder / name for name in samples])
     write_record(folder, {name: float(f"{s:.6g}") for name, s in zip(samples, scores.tolist(), strict=True)})

@@ -7,15 +7,13 @@ Images are (n, 1 or 3, h, w) in [-1, 1]; 0 for equal images, higher is more diff
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pad.config import Config
-from pad.perceptual import Backbone, RelativePerceptualL1, load_backbone_weights
+from pad.backbones.vgg import load_backbone_weights
 
 
 class PixelSimilarity(nn.Module):
@@ -104,27 +102,3 @@ class LPIPS(PixelSimilarity):
         if x.shape[1] == 1:
             x, y = x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)
         return self.model(x, y)[:, 0]
-
-
-Similarity = RelativePerceptualL1 | PixelSimilarity
-
-
-def build_similarity(config: Config) -> Similarity:
-    """The similarity that a recipe names. Raises PadError if its backbone cannot be had."""
-    if config.similarity == "relative-perceptual-l1":
-        # A side that two poolings halve without a rest: they would drop what is left over at the border.
-        size = None if config.backbone_scale == 1 else 4 * math.ceil(config.backbone_scale * config.size / 4)
-        backbone = Backbone(config.backbone, config.layers, config.backbone_weights, size)
-        return RelativePerceptualL1(
-            backbone,
-            config.layers,
-            config.standardize,
-            config.sigma_floor,
-            config.size,
-            config.feature_weights,
-            config.feature_channels,
-            config.residual_components,
-        )
-    if config.similarity == "lpips":
-        return LPIPS(config.backbone, config.backbone_weights)
-    return {"l1": L1, "l2": L2, "ssim": SSIM}[config.similarity]()

@@ -13,11 +13,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pad.config import zoo_folder
 from pad.errors import PadError
-from pad.files import atomic
-from pad.hub import resolve_model, suggest, zoo_names
-from pad.modelfolder import CARD, present, read_model
-from pad.zooindex import ZooModel, is_inside, read_index, sha256, zoo_folder
+from pad.store.files import atomic
+from pad.store.hub import resolve_model, suggest, zoo_names
+from pad.store.index import ZooModel, is_inside, read_index, sha256
+from pad.store.model_folder import CARD, present, read_model
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -68,7 +69,7 @@ def add_parser(subparsers: Subparsers) -> Subparsers:
 
 def build_command(args: argparse.Namespace) -> int:
     """Trains, measures and writes models."""
-    from pad.zoo_build import build_command
+    from pad.registry.build import build_command
 
     return build_command(args)
 
@@ -133,7 +134,7 @@ def download_command(args: argparse.Namespace) -> int:
 
 def publish_command(args: argparse.Namespace) -> int:
     """Shows the plan, and unless it is a dry run, uploads."""
-    from pad.publish import plan, upload
+    from pad.registry.publish import plan, upload
 
     publication = plan(resolve_model(args.model, args.root), args.repo, args.private)
     print(publication.describe(), flush=True)

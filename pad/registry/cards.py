@@ -10,16 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pad.evaluation import write_summary
-from pad.files import atomic
-from pad.metrics import METRICS
-from pad.modelfolder import CARD, WEIGHTS
+from pad.judging.metrics import METRICS
+from pad.judging.summary import write_summary
+from pad.store.files import atomic
+from pad.store.model_folder import CARD, WEIGHTS
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pad.detector import Detector
-    from pad.zoo_build import Entry
+    from pad.registry.build import Entry
 
 PICTURE = "card.png"
 SHOWN = 4  # normal, and as many anomalous images in the picture
@@ -36,7 +36,7 @@ def write_card(entry: Entry, detector: Detector, summary: Mapping[str, Any], fol
 
     write_summary(dict(summary), folder / "summary.json")
     environment = Environment(
-        loader=PackageLoader("pad"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("pad.showing"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"interval": _interval, "percent": _percent}
     text = environment.get_template("zoo_card.md.j2").render(
@@ -126,8 +126,8 @@ def draw_card(detector: Detector, folder: Path, samples: Sequence[str]) -> None:
     """
     from matplotlib.figure import Figure
 
-    from pad.explain import scale_of
-    from pad.images import batch_tensor
+    from pad.images.decode import batch_tensor
+    from pad.showing.explanation import scale_of
 
     half = len(samples) // 2
     panels = [list(samples[:half][:SHOWN]), list(samples[half:][:SHOWN])]

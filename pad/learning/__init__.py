@@ -1,0 +1,1 @@
+"""Training: losses, balance, steps, runs, replay."""

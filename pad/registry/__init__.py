@@ -1,0 +1,1 @@
+"""Building, describing and publishing models of the zoo."""

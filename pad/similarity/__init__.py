@@ -1,0 +1,1 @@
+"""How different two images are."""

@@ -1,0 +1,33 @@
+"""The similarity that a recipe names."""
+
+from __future__ import annotations
+
+import math
+
+from pad.backbones.vgg import Backbone
+from pad.config import Config
+from pad.similarity.pixel import L1, L2, LPIPS, SSIM, PixelSimilarity
+from pad.similarity.relative import RelativePerceptualL1
+
+Similarity = RelativePerceptualL1 | PixelSimilarity
+
+
+def build_similarity(config: Config) -> Similarity:
+    """The similarity that a recipe names. Raises PadError if its backbone cannot be had."""
+    if config.similarity == "relative-perceptual-l1":
+        # A side that two poolings halve without a rest: they would drop what is left over at the border.
+        size = None if config.backbone_scale == 1 else 4 * math.ceil(config.backbone_scale * config.size / 4)
+        backbone = Backbone(config.backbone, config.layers, config.backbone_weights, size)
+        return RelativePerceptualL1(
+            backbone,
+            config.layers,
+            config.standardize,
+            config.sigma_floor,
+            config.size,
+            config.feature_weights,
+            config.feature_channels,
+            config.residual_components,
+        )
+    if config.similarity == "lpips":
+        return LPIPS(config.backbone, config.backbone_weights)
+    return {"l1": L1, "l2": L2, "ssim": SSIM}[config.similarity]()

@@ -1,0 +1,1 @@
+"""Files, model folders, the hub, the zoo's index."""
