@@ -134,8 +134,8 @@ class Detector:
         return z * (radius / length).clamp_max(1)
 
     def _refine(self, reference: Any, z: Tensor) -> Tensor:
-        """Gradient steps on z from E(x) towards the closest generated image, argmin_z rho(x, G(z)); after each
-        z is drawn into the prior again."""
+        """Gradient steps on z from E(x) towards the closest generated image, argmin_z rho(x, G(z)); after
+        each z is drawn into the prior again."""
         z = z.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([z], lr=self.config.refine_rate)
         for _ in range(self.config.refine_steps):

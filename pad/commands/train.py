@@ -231,7 +231,7 @@ def _check_unchanged(before: Config, now: Config) -> None:
     for key in theirs:
         if key not in FREE_ON_RESUME and ours[key] != theirs[key]:
             raise PadError(
-                f"--resume: the run was started with {key}={theirs[key]!r}, it cannot go on with {ours[key]!r}"
+                f"--resume: the run was started with {key}={theirs[key]!r} and cannot have {ours[key]!r} now"
             )
 
 

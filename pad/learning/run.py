@@ -339,8 +339,8 @@ class Run:
         machine = hardware(self.trainer.device)
         if state.get("hardware", machine) != machine:
             print(
-                f"this run was begun on {state['hardware']} and goes on with {machine}: the model will not be "
-                "the same as one trained in one go",
+                f"this run was begun on {state['hardware']} and goes on with {machine}: the model will not "
+                "be the same as one trained in one go",
                 file=sys.stderr,
             )
         self.trainer.load_state_dict(state["trainer"])

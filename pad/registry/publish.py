@@ -57,10 +57,11 @@ def plan(folder: Path, repo: str, private: bool = False) -> Publication:
         raise PadError(f"'{repo}': publish to ORG/NAME, without a revision")
     model = read_model(folder)
     backbone = model.config.get("backbone")
-    if isinstance(backbone, dict) and (weights := backbone.get("file")):
+    file = backbone.get("file") if isinstance(backbone, dict) else None
+    if weights := file or model.config["recipe"].get("backbone_weights"):
         raise PadError(
             f"{folder / CONFIG} needs the backbone weights {weights}, which nobody else has: train with the"
-            " backbone vgg16-st, or delete 'file' there if they are torchvision's own"
+            " backbone vgg16-st, or take the name out there if they are torchvision's own"
         )
     files = _collect(folder)
     notes = []
