@@ -134,7 +134,8 @@ class Detector:
         return z * (radius / length).clamp_max(1)
 
     def _refine(self, reference: Any, z: Tensor) -> Tensor:
-        """Gradient steps on z from E(x) towards the closest generated image, argmin_z rho(x, G(z))."""
+        """Gradient steps on z from E(x) towards the closest generated image, argmin_z rho(x, G(z)); after
+        each z is drawn into the prior again."""
         z = z.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([z], lr=self.config.refine_rate)
         for _ in range(self.config.refine_steps):
@@ -143,6 +144,8 @@ class Detector:
                 distance = self.similarity.compare(reference, self.networks["generator"](z).float()).sum()
             (z.grad,) = torch.autograd.grad(distance, z)
             optimizer.step()
+            with torch.no_grad():
+                z.copy_(self._within_prior(z))
         return z.detach()
 
     def scoring_by(self, config: Config) -> Detector:
@@ -290,7 +293,7 @@ class Detector:
         tensors = {**self.networks.state_dict(), **_statistics(self.similarity)}
         # The path of a weights file means nothing on another machine; the fingerprint says which it was.
         recipe = {**to_mapping(self.config), "backbone_weights": None}
-        config = {"recipe": recipe, "backbone": _backbone_card(self.similarity), **self.card}
+        config = {"recipe": recipe, "backbone": _backbone_card(self.similarity, self.config), **self.card}
         calibration = None if self.calibration is None else self.calibration.to_dict()
         write_model(Path(folder), tensors, config, calibration, readme or model_card(self))
 
@@ -352,18 +355,22 @@ def _statistics(similarity: Similarity) -> dict[str, Tensor]:
     return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}
 
 
-def _backbone_card(similarity: Similarity) -> dict[str, str]:
+def _backbone_card(similarity: Similarity, config: Config) -> dict[str, str]:
+    """Which weights they were; `file` where they came from a local one, which nobody else may have."""
     if not isinstance(similarity, RelativePerceptualL1):
         return {}
-    return {"name": similarity.backbone.name, "fingerprint": similarity.backbone.fingerprint}
+    card = {"name": similarity.backbone.name, "fingerprint": similarity.backbone.fingerprint}
+    return {**card, "file": Path(config.backbone_weights).name} if config.backbone_weights else card
 
 
 def _check_backbone(recorded: Any, similarity: Similarity, folder: Path) -> None:
-    present = _backbone_card(similarity)
-    if isinstance(recorded, Mapping) and present and recorded.get("fingerprint") != present["fingerprint"]:
+    if not isinstance(recorded, Mapping) or not isinstance(similarity, RelativePerceptualL1):
+        return
+    if recorded.get("fingerprint") != similarity.backbone.fingerprint:
         raise PadError(
-            f"{folder} was trained with other weights of the backbone {present['name']} than are installed "
-            "here, so its scores would not be comparable; give the right file with --backbone-weights"
+            f"{folder} was trained with other weights of the backbone {similarity.backbone.name} than these, "
+            "so its scores would not be comparable; give the right file with --backbone-weights (in training "
+            "with --set backbone_weights=FILE)"
         )
 
 

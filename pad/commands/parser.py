@@ -16,6 +16,7 @@ from pad.config import BATCH_SIZE
 from pad.errors import PadError
 
 Arguments = argparse.Namespace
+MOST_MINUTES = 60 * 24 * 365
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,7 +38,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
                         help="change settings of the recipe")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_positive_int, metavar="N", help="train for N steps")
-    length.add_argument("--minutes", type=_positive, metavar="M", help="train for M minutes")
+    length.add_argument("--minutes", type=_minutes, metavar="M", help="train for M minutes")
     parser.add_argument(
         "--from", dest="start", metavar="MODEL", help="go on from a trained model (fine-tuning)"
     )
@@ -114,13 +115,15 @@ def _positive_int(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> float:
+def _minutes(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"takes a number above 0, not '{text}'")
+    if not 0 < value <= MOST_MINUTES:
+        raise argparse.ArgumentTypeError(
+            f"takes a number above 0, up to {MOST_MINUTES:,} (a year), not '{text}'"
+        )
     return value
 
 
@@ -185,3 +188,7 @@ def _execute(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
     except BrokenPipeError:  # `... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # of a disk or a name, wherever it was not foreseen: no fault of ours
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"{parser.prog}: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
