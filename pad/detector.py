@@ -202,21 +202,23 @@ class Detector:
         """
         return self._calibrated().p_values(self.score(images))
 
-    def predict(self, images: Any, fpr: float = 0.05) -> np.ndarray:
-        """True for anomalies, (n,) bool; on new normal images at most the share `fpr` is flagged.
+    def predict(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> np.ndarray:
+        """True for anomalies, (n,) bool; on new normal images at most the share `fpr` is flagged, on average
+        over calibration sets or, with a `confidence` such as 0.95, by this very model with that probability.
 
         Raises PadError if the model has no calibration, or an image cannot be read.
         """
-        return self._calibrated().verdicts(self.score(images), fpr)
+        return self._calibrated().verdicts(self.score(images), fpr, confidence)
 
-    def explain(self, images: Any, fpr: float = 0.05) -> list[Explanation]:
-        """Why: for each image the nearest normal image that the generator can make, and where it differs.
+    def explain(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> list[Explanation]:
+        """Why: for each image the nearest normal image that the generator can make, and where it differs;
+        with the verdict that `predict` gives.
 
         Raises PadError if an image cannot be read.
         """
         from pad.showing.explanation import explain_images
 
-        return list(explain_images(self, images, fpr))
+        return list(explain_images(self, images, fpr, confidence))
 
     def calibrate(self, images: Any, extra: Mapping[str, Any] | None = None) -> Calibration:
         """Sets the calibration from normal images that were not trained on; with it the scale of anomaly

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.resolve import resolve
+from pad.judging.calibration import Calibration
+from pad.judging.summary import SURE
 from pad.learning.run import readable
-
-if TYPE_CHECKING:
-    pass
 
 SHOWN = 10  # unreadable images named on the terminal
 
@@ -31,12 +29,23 @@ def calibrate(arguments: argparse.Namespace) -> int:
     folder = _calibrated_folder(arguments)
     detector.card["calibration"] = images.fingerprint()
     detector.save(folder)
-    print(f"calibrated on {images.describe()}; thresholds:")
+    sure = arguments.confidence
+    held = "on average" if sure is None else f"with a probability of {100 * sure:.3g}%"
+    print(f"calibrated on {images.describe()}; thresholds, for rates that are held {held}:")
     for fpr in (0.01, 0.05, 0.1, 0.2):
-        note = calibration.note(fpr)
-        print(f"  false-alarm rate {fpr:.0%}: " + (note or f"{calibration.threshold(fpr):.6g}"))
+        print(f"  false-alarm rate {fpr:.0%}: {_threshold(calibration, fpr, arguments.confidence)}")
     print(f"model: {folder}")
     return 0
+
+
+def _threshold(calibration: Calibration, fpr: float, confidence: float | None) -> str:
+    """A threshold, and what is held by it where that is said on average; or why there is none."""
+    if note := calibration.note(fpr, confidence):
+        return note
+    threshold = f"{calibration.threshold(fpr, confidence):.6g}"
+    if confidence is not None:
+        return threshold
+    return f"{threshold} (this model: at most {calibration.worst_rate(fpr, SURE):.1%}, {SURE:.0%} sure)"
 
 
 def _calibrated_folder(arguments: argparse.Namespace) -> Path:
