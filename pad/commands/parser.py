@@ -82,6 +82,13 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run("pad.commands.calibrate", "calibrate"))
     _add_model_and_data(parser)
     parser.add_argument("--out", metavar="DIR", help="write the recalibrated model there (default: in place)")
+    trained = parser.add_mutually_exclusive_group()
+    trained.add_argument(
+        "--skip-trained", action="store_true", help="leave out images that the model was trained on"
+    )
+    trained.add_argument(
+        "--allow-trained", action="store_true", help="calibrate on them too: more false alarms than promised"
+    )
     _add_confidence(parser)
     _add_device(parser)
 

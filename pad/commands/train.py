@@ -13,6 +13,7 @@ from pad.config import Config, from_mapping, load_recipe, parse_assignments, to_
 from pad.detector import Detector
 from pad.devices import pick_device
 from pad.errors import PadError
+from pad.images.identity import Hashes, hashes_of, joined
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.learning.replay import NO_REPLAY, Replay, compare, format_quality, make_replay
@@ -46,14 +47,21 @@ def train(arguments: argparse.Namespace) -> int:
         config = _resumed_config(checkpoint["recipe"], arguments.config, settings)
     else:
         config = _fresh_config(start, arguments.config, settings, images)
-    training, calibration = split_images(images, config)
-    replay = _replay(start, asked, len(training)) if start else None
+    trained = start.trained_on if start else None
+    training, calibration = split_images(images, config, trained, progress=True)
+    replay = (
+        _replay(start, asked, len(training), joined(hashes_of(training), hashes_of(calibration)))
+        if start
+        else None
+    )
     _write_run(folder, asked)
     length = f"{asked['minutes']:g} minutes" if asked["minutes"] else f"{config.steps} steps"
     print(
         f"training on {training.describe()} for {length}; {len(calibration)} more are kept for calibration",
         flush=True,
     )
+    if start is not None:
+        _say_what_was_trained_on(start, training)
     detector = train_detector(
         config,
         training,
@@ -104,12 +112,24 @@ def _asked(folder: Path, arguments: argparse.Namespace, resuming: bool) -> dict[
     return {"data": data, "data_root": root, "minutes": minutes, "from": start, "replay": replay}
 
 
-def _replay(start: Detector, asked: dict[str, Any], count: int) -> Replay | None:
+def _say_what_was_trained_on(start: Detector, training: ImageSet) -> None:
+    if start.trained_on is None:
+        print(
+            "note: the model to go on from does not say which images it was trained on (an older version "
+            "made it); if any are among --data or --replay, more new normal images than promised may be "
+            "flagged",
+            file=sys.stderr,
+        )
+    elif before := int(start.trained_among(training).sum()):
+        print(f"{before} of these were trained on before; none of them calibrates", flush=True)
+
+
+def _replay(start: Detector, asked: dict[str, Any], count: int, new: Hashes) -> Replay | None:
     """What is replayed of the model that is fine-tuned, as many images as there are new ones."""
     if asked["replay"] == [NO_REPLAY]:
         return None
     folder = resolve(asked["replay"], "train", asked["data_root"]) if asked["replay"] else None
-    return make_replay(start, count, folder)
+    return make_replay(start, count, folder, new)
 
 
 def _write_run(folder: Path, asked: dict[str, Any]) -> None:

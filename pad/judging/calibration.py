@@ -15,6 +15,7 @@ predictors", 2012, Proposition 2a; the tolerance limits of Wilks, 1941).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,22 @@ class Calibration:
     def smallest_rate(self) -> float:
         """1 / (n + 1): the smallest p-value there is, so the lowest false-alarm rate that can be held."""
         return 1 / (len(self) + 1)
+
+    @property
+    def caveat(self) -> str | None:
+        """Why rates are not held as promised, as a sentence for the user: what is known in `extra` of scores
+        that are not those of new images. None for a sound calibration."""
+        if trained := self.extra.get("trained_images"):
+            return (
+                f"the model was trained on {trained} of its {len(self)} calibration images, so more new "
+                "normal images are flagged than promised; recalibrate it on others: pad calibrate"
+            )
+        if self.extra.get("old_normal") == "estimated":
+            return (
+                "the model was fine-tuned without images of its old normal, for which the false-alarm rate "
+                "is an estimate; to hold it, recalibrate on images of all that is normal: pad calibrate"
+            )
+        return None
 
     def p_values(self, scores: ArrayLike) -> NDArray[np.float64]:
         """Conformal p-values in [1/(n+1), 1], shape as `scores`: (1 + #{calibration >= score}) / (n + 1).
@@ -195,19 +212,48 @@ def false_discovery(p_values: ArrayLike, fdr: float) -> NDArray[np.bool_]:
 
 
 def calibration_split(
-    n: int, fraction: float = 0.2, minimum: int = 50, seed: int = 0
+    hashes: NDArray[np.uint64],
+    fraction: float = 0.2,
+    minimum: int = 50,
+    seed: int = 0,
+    trained: NDArray[np.uint64] | None = None,
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Which of `n` normal images to train on and which to keep for calibration: two sorted index arrays.
+    """Which of n normal images to train on and which to keep for calibration: two sorted index arrays.
 
     The share `fraction` goes to calibration, and at least `minimum` images where there are enough, but
-    never more than half. Raises PadError unless 0 < fraction < 1 and n >= 2.
+    never more than half. `hashes` (n,) say which picture each image is (pad/images/identity.py): those whose
+    hash comes first in an order that depends on `seed` are kept. So an image stays on its side whatever the
+    order of the list, copies of a picture are on one side, and few change sides when the list grows. What a
+    model was `trained` on (hashes) is never kept; if that leaves too few to keep, all others are.
+
+    Raises PadError unless 0 < fraction < 1 and n >= 2, if all images are copies of one picture, or if all
+    were trained on.
     """
     check_rate(fraction, "calibration_fraction")
+    n = len(hashes)
     if n < 2:
         raise PadError(f"{n} normal image(s) cannot be split into training and calibration; give at least 2")
-    kept = min(max(round(n * fraction), minimum, 1), n // 2)
-    order = np.random.default_rng(seed).permutation(n)
-    return np.sort(order[kept:]), np.sort(order[:kept])
+    pictures, places, copies = np.unique(hashes, return_inverse=True, return_counts=True)
+    if len(pictures) == 1:
+        raise PadError(f"all {n} normal images are copies of one picture; give at least 2 pictures")
+    free = np.ones(len(pictures), bool) if trained is None else ~np.isin(pictures, trained)
+    if not free.any():
+        raise PadError(f"all {n} normal images were trained on, so none is left to calibrate on; add others")
+    wanted = min(max(round(n * fraction), minimum, 1), n // 2)
+    kept = np.zeros(len(pictures), bool)
+    count = 0
+    for picture in sorted(np.flatnonzero(free), key=lambda i: _place_in_order(int(pictures[i]), seed)):
+        if count < wanted and count + copies[picture] <= n // 2:
+            kept[picture] = True
+            count += copies[picture]
+    if not count:  # every free picture fills more than half of the list; keep the one with the fewest copies
+        kept[np.flatnonzero(free)[copies[free].argmin()]] = True
+    calibrating = kept[places.ravel()]
+    return np.flatnonzero(~calibrating), np.flatnonzero(calibrating)
+
+
+def _place_in_order(picture: int, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed} {picture}".encode(), digest_size=8).digest()
 
 
 def check_rate(rate: float, name: str) -> float:

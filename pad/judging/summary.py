@@ -44,7 +44,7 @@ def summarize(
     - `fpr`, `confidence`, `fdr`, and `threshold`: an image is flagged if its score is at least this. None
       without a calibration or if nothing can be flagged. With `fdr`, the lowest score that was flagged.
     - `worst_fpr`: where `fpr` holds on average, what this one model's rate is at most with a probability of
-      95 %; None otherwise.
+      95 %; None where it does not.
     - `calibration`: `images` and `lowest_fpr`, or None; `notes`: sentences for the user.
     - where normal images are labelled `false_alarm_rate`, where anomalies are `detection_rate`, where
       both are the three of `metrics.METRICS`: each `{"value", "low", "high"}` with a 95 % interval.
@@ -65,7 +65,7 @@ def summarize(
         "confidence": confidence,
         "fdr": fdr,
         "threshold": _threshold(scored, calibration, fpr, fdr, confidence),
-        "worst_fpr": calibration.worst_rate(fpr, SURE) if calibration and not (fdr or confidence) else None,
+        "worst_fpr": None if fdr or confidence else _worst_rate(calibration, fpr),
         "calibration": calibration and {"images": len(calibration), "lowest_fpr": calibration.smallest_rate},
         "notes": _notes(scored, calibration, fpr, fdr, confidence),
     }
@@ -129,6 +129,10 @@ def _threshold(
     return threshold if math.isfinite(threshold) else None
 
 
+def _worst_rate(calibration: Calibration | None, fpr: float) -> float | None:
+    return None if calibration is None or calibration.caveat else calibration.worst_rate(fpr, SURE)
+
+
 def _notes(
     scored: Sequence[Row],
     calibration: Calibration | None,
@@ -148,7 +152,7 @@ def _notes(
                 f"among {_plural(len(scored), 'image')} only if at least {needed} of them score above every "
                 "calibration image; more calibration images lower that number"
             )
-    return [note] if note else []
+    return [text for text in (calibration.caveat, note) if text]
 
 
 def write_summary(summary: dict[str, Any], path: str | Path) -> None:
