@@ -22,6 +22,7 @@ from torch.nn import functional
 from pad.config import BATCH_SIZE, Config, from_mapping, to_mapping
 from pad.devices import cast_similarity, in_parallel, lanes, pick_device, pick_precision, to_device
 from pad.errors import PadError
+from pad.images.identity import Hashes, pack, unpack
 from pad.judging.calibration import Calibration
 from pad.networks import build_networks
 from pad.similarity.build import Similarity, build_similarity
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+
+_TRAINED_ON = "trained_on"  # in calibration.json, under "extra"
 
 # What settings mean that the recipe of an older model does not name.
 _UNNAMED = {"residual_components": 0, "feature_channels": 1.0}
@@ -54,6 +57,8 @@ class Detector:
         calibration: the scores of held-out normal images, or None.
         card: where it comes from: versions, data, training (plain types).
         device: where it computes.
+        trained_on: hashes of the images that it was trained on (pad/images/identity.py), or None where that
+            is not known: models made by an older version do not say.
     """
 
     def __init__(
@@ -64,9 +69,11 @@ class Detector:
         device: torch.device,
         calibration: Calibration | None = None,
         card: Mapping[str, Any] | None = None,
+        trained_on: Hashes | None = None,
     ) -> None:
         self.config, self.device, self.calibration = config, device, calibration
         self.card: dict[str, Any] = dict(card or {})
+        self.trained_on = trained_on
         self.dtype = pick_precision(config.precision, device)
         self.networks = to_device(networks, device)
         self.networks.requires_grad_(False).eval()
@@ -155,7 +162,9 @@ class Detector:
         if isinstance(similarity, RelativePerceptualL1):
             assert isinstance(self.similarity, RelativePerceptualL1)
             similarity.take_statistics(self.similarity)
-        return Detector(config, self.networks, similarity, self.device, card=self.card)
+        return Detector(
+            config, self.networks, similarity, self.device, card=self.card, trained_on=self.trained_on
+        )
 
     def fit_residuals(self, batches: Iterable[Tensor], known: Detector | None = None) -> None:
         """Sets what the score takes into account of errors on normal images (which channels count, the
@@ -205,31 +214,61 @@ class Detector:
         """
         return self._calibrated().p_values(self.score(images))
 
-    def predict(self, images: Any, fpr: float = 0.05) -> np.ndarray:
-        """True for anomalies, (n,) bool; on new normal images at most the share `fpr` is flagged.
+    def predict(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> np.ndarray:
+        """True for anomalies, (n,) bool; on new normal images at most the share `fpr` is flagged, on average
+        over calibration sets or, with a `confidence` such as 0.95, by this very model with that probability.
 
         Raises PadError if the model has no calibration, or an image cannot be read.
         """
-        return self._calibrated().verdicts(self.score(images), fpr)
+        return self._calibrated().verdicts(self.score(images), fpr, confidence)
 
-    def explain(self, images: Any, fpr: float = 0.05) -> list[Explanation]:
-        """Why: for each image the nearest normal image that the generator can make, and where it differs.
+    def explain(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> list[Explanation]:
+        """Why: for each image the nearest normal image that the generator can make, and where it differs;
+        with the verdict that `predict` gives.
 
         Raises PadError if an image cannot be read.
         """
         from pad.showing.explanation import explain_images
 
-        return list(explain_images(self, images, fpr))
+        return list(explain_images(self, images, fpr, confidence))
 
-    def calibrate(self, images: Any, extra: Mapping[str, Any] | None = None) -> Calibration:
+    def trained_among(self, images: Any) -> np.ndarray:
+        """Which of some images the model was trained on, (n,) bool: the same pictures, whatever their names,
+        order or (lossless) file format; all False where the model does not know.
+
+        Raises PadError for what are no images (see `fit`).
+        """
+        from pad.images.identity import hashes_of
+        from pad.images.resolve import as_image_set
+
+        if isinstance(images, np.ndarray) and images.dtype.kind == "f":
+            images = torch.from_numpy(images)
+        single = isinstance(images, str | Path) or not hasattr(images, "__len__")
+        images = as_image_set([images] if single else images)
+        if self.trained_on is None:
+            return np.zeros(len(images), bool)
+        return np.isin(hashes_of(images), self.trained_on)
+
+    def calibrate(
+        self, images: Any, extra: Mapping[str, Any] | None = None, allow_trained: bool = False
+    ) -> Calibration:
         """Sets the calibration from normal images that were not trained on; with it the scale of anomaly
         maps, and some latents, from which fine-tuning can replay what is normal (pad/learning/replay.py).
 
-        Raises PadError if an image cannot be read.
+        Raises PadError if an image cannot be read, or if the model was trained on one: such images score
+        too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the same.
         """
         from pad.learning.replay import kept_latents
         from pad.showing.explanation import MapScale
 
+        extra = dict(extra or {})
+        if self.trained_on is not None:
+            images = images if hasattr(images, "__len__") else list(images)
+            seen = int(self.trained_among(images).sum())
+            if seen and not allow_trained:
+                message = trained_message(seen, len(images))
+                raise PadError(f"{message}; leave them out, or say allow_trained=True")
+            extra |= {"trained_images": seen} if seen else {}
         scores: list[Tensor] = []
         latents: list[Tensor] = []
 
@@ -242,7 +281,7 @@ class Detector:
         scale = MapScale.from_maps(maps())
         all_scores = torch.cat(scores)
         kept = kept_latents(torch.cat(latents), all_scores)
-        measured = {"map_scale": scale.to_dict(), "replay": kept, **(extra or {})}
+        measured = {"map_scale": scale.to_dict(), "replay": kept, **extra}
         self.calibration = Calibration(all_scores.double().numpy(), measured)
         return self.calibration
 
@@ -295,6 +334,8 @@ class Detector:
         recipe = {**to_mapping(self.config), "backbone_weights": None}
         config = {"recipe": recipe, "backbone": _backbone_card(self.similarity, self.config), **self.card}
         calibration = None if self.calibration is None else self.calibration.to_dict()
+        if calibration is not None and self.trained_on is not None:
+            calibration["extra"][_TRAINED_ON] = pack(self.trained_on)
         write_model(Path(folder), tensors, config, calibration, readme or model_card(self))
 
     @classmethod
@@ -321,7 +362,25 @@ class Detector:
             files.calibration, f"{folder / 'calibration.json'}"
         )
         card = {k: v for k, v in files.config.items() if k not in ("format", "recipe", "backbone")}
-        return cls(config, networks, similarity, pick_device(device), calibration or None, card)
+        trained_on = None
+        if calibration and _TRAINED_ON in calibration.extra:
+            trained_on = _unpacked(calibration.extra.pop(_TRAINED_ON), folder / "calibration.json")
+        return cls(config, networks, similarity, pick_device(device), calibration or None, card, trained_on)
+
+
+def trained_message(seen: int, images: int) -> str:
+    """What is said where a model is to be calibrated on `seen` of `images` that it was trained on."""
+    return (
+        f"{seen} of {images} image{'' if images == 1 else 's'} were trained on by this model: they score too "
+        "low, so more new normal images would be flagged than promised"
+    )
+
+
+def _unpacked(text: Any, path: Path) -> Hashes:
+    try:
+        return unpack(text)
+    except ValueError:
+        raise PadError(f"{path}: '{_TRAINED_ON}' must hold hashes of images in base64") from None
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:

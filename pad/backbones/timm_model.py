@@ -1,9 +1,12 @@
-"""Any image model of `timm` as a frozen backbone, and EfficientNet-Lite2 from its PyPI package: the views' eyes.
+"""Any image model of `timm` as a frozen backbone, and EfficientNet-Lite2 from its PyPI package: the views'
+eyes.
 
-A backbone gives a picture in two ways: *deep* features, one vector a picture from each of its last layers, and
+A backbone gives a picture in two ways: *deep* features, one vector a picture from each of its last layers,
+and
 *local* ones, feature maps of two layers on the way.
 
-- Hierarchical networks: local are the layers of stride 8 and 16, deep are the last stage, averaged over places,
+- Hierarchical networks: local are the layers of stride 8 and 16, deep are the last stage, averaged over
+  places,
   and what the network's own pooling makes of its last feature map.
 - Transformers of one resolution: local are the blocks at a third and at two thirds of the depth.
 """

@@ -29,10 +29,14 @@ SHOWN = 10  # rows on the terminal
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """`pad evaluate`: model, data -> scores and summary."""
+    if arguments.confidence is not None and arguments.fdr is not None:
+        raise PadError("--confidence goes with --fpr, not with --fdr: leave one of them away")
     images = resolve(arguments.data, "evaluate", arguments.data_root)
     detector = Detector.load(arguments.model, arguments.device, arguments.backbone_weights)
     with _visuals(detector, images, arguments) as visuals:
-        rows = list(score_rows(detector, images, arguments.fpr, arguments.batch_size, visuals))
+        rows = list(
+            score_rows(detector, images, arguments.fpr, arguments.batch_size, visuals, arguments.confidence)
+        )
         if arguments.fdr is not None:
             rows = judge_batch(rows, arguments.fdr)
         _write_rows(rows, arguments)
@@ -40,7 +44,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
         if not scored:
             raise PadError(f"no usable image among {images.describe()}: {rows[0].path}: {rows[0].error}")
         pixels = visuals.pixels if visuals else None
-        summary = summarize(rows, detector.calibration, arguments.fpr, arguments.fdr, pixels)
+        summary = summarize(
+            rows,
+            detector.calibration,
+            arguments.fpr,
+            arguments.fdr,
+            pixels,
+            confidence=arguments.confidence,
+        )
         summary["model"] = arguments.model
         if arguments.out and arguments.out != "-":
             write_summary(summary, Path(arguments.out) / "summary.json")
@@ -72,6 +83,7 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
         Path(arguments.out) / "report.html",
         calibration=detector.calibration,
         fpr=arguments.fpr,
+        confidence=arguments.confidence,
         fdr=arguments.fdr,
         config=detector.config,
         scale=scale_of(detector.calibration),
@@ -84,7 +96,12 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
 
 
 def score_rows(
-    detector: Detector, images: ImageSet, fpr: float, batch_size: int, visuals: Visuals | None = None
+    detector: Detector,
+    images: ImageSet,
+    fpr: float,
+    batch_size: int,
+    visuals: Visuals | None = None,
+    confidence: float | None = None,
 ) -> Iterator[Row]:
     """A row for every image in order, read and scored batch by batch, with a progress bar on a terminal."""
 
@@ -105,7 +122,14 @@ def score_rows(
         for index, (score, error) in sorted(results.items()):
             sample = images.samples[index]
             rows[index] = make_row(
-                sample.name, score, detector.calibration, fpr, error, sample.anomalous, sample.kind
+                sample.name,
+                score,
+                detector.calibration,
+                fpr,
+                error,
+                sample.anomalous,
+                sample.kind,
+                confidence,
             )
         if visuals:
             visuals.add(rows, batch.indices, examined)

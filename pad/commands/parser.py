@@ -58,6 +58,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fpr", type=_rate, default=0.05, metavar="RATE",
                         help="false-alarm rate on normal images (default 0.05)")  # fmt: skip
+    _add_confidence(parser)
     parser.add_argument("--fdr", type=_rate, metavar="RATE",
                         help="bound the share of false ones among the flagged instead")  # fmt: skip
     parser.add_argument(
@@ -82,6 +83,14 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run("pad.commands.calibrate", "calibrate"))
     _add_model_and_data(parser)
     parser.add_argument("--out", metavar="DIR", help="write the recalibrated model there (default: in place)")
+    trained = parser.add_mutually_exclusive_group()
+    trained.add_argument(
+        "--skip-trained", action="store_true", help="leave out images that the model was trained on"
+    )
+    trained.add_argument(
+        "--allow-trained", action="store_true", help="calibrate on them too: more false alarms than promised"
+    )
+    _add_confidence(parser)
     _add_device(parser)
 
 
@@ -92,6 +101,12 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="+", metavar="DATA", help="images: files, folders, globs, or a dataset")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
     parser.add_argument("--backbone-weights", metavar="FILE", help="weights of the backbones vgg16 and vgg19")
+
+
+def _add_confidence(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--confidence", type=_rate, metavar="C",
+                        help="hold the false-alarm rate for this very model with probability C, such as 0.95 "
+                        "(default: on average over calibration sets)")  # fmt: skip
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

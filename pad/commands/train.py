@@ -11,6 +11,7 @@ from pad.config import Config, from_mapping, load_recipe, parse_assignments, to_
 from pad.detector import Detector
 from pad.devices import pick_device
 from pad.errors import PadError
+from pad.images.identity import Hashes, hashes_of, joined
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.learning.replay import NO_REPLAY, Replay, format_quality, make_replay
@@ -69,8 +70,10 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
     if checkpoint is not None:
         _check_unchanged(from_mapping(checkpoint["recipe"]), config)
     check_recipe(config, start, request["data_root"])
-    training, calibration = split_images(images, config)
-    replay = _replay(start, request, before, len(training)) if start else None
+    trained = start.trained_on if start else None
+    training, calibration = split_images(images, config, trained, progress=True)
+    new = joined(hashes_of(training), hashes_of(calibration))
+    replay = _replay(start, request, before, len(training), new) if start else None
     folder.write_request({**request, "recipe": to_mapping(config)})
     if arguments.resume and checkpoint is None:
         print(f"{folder.path} has no checkpoint yet: starting from the beginning", file=sys.stderr)
@@ -81,6 +84,8 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
         f"{len(calibration)} more are kept for calibration",
         flush=True,
     )
+    if start is not None:
+        _say_what_was_trained_on(start, training)
     detector = train_detector(
         config,
         training,
@@ -184,7 +189,21 @@ def _start(
     return Detector.load(folder, device, None if weights is None else str(weights))
 
 
-def _replay(start: Detector, request: dict[str, Any], before: dict[str, Any], count: int) -> Replay | None:
+def _say_what_was_trained_on(start: Detector, training: ImageSet) -> None:
+    if start.trained_on is None:
+        print(
+            "note: the model to go on from does not say which images it was trained on (an older version "
+            "made it); if any are among --data or --replay, more new normal images than promised may be "
+            "flagged",
+            file=sys.stderr,
+        )
+    elif before := int(start.trained_among(training).sum()):
+        print(f"{before} of these were trained on before; none of them calibrates", flush=True)
+
+
+def _replay(
+    start: Detector, request: dict[str, Any], before: dict[str, Any], count: int, new: Hashes
+) -> Replay | None:
     """What is replayed of the model that is fine-tuned, as many images as there are new ones; the fingerprint
     of a folder of images is recorded in the request. Raises PadError if it is another replay than before."""
     none, folder = request["replay"] == [NO_REPLAY], None
@@ -193,7 +212,7 @@ def _replay(start: Detector, request: dict[str, Any], before: dict[str, Any], co
         request["replay_sha256"] = folder.fingerprint()["sha256"]
     if "recipe" in before and _what_is_replayed(before) != _what_is_replayed(request):
         raise PadError("--resume: the run was started with another --replay; give that, or another --out")
-    return None if none else make_replay(start, count, folder)
+    return None if none else make_replay(start, count, folder, new)
 
 
 def _what_is_replayed(request: dict[str, Any]) -> Any:

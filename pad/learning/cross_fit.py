@@ -1,8 +1,12 @@
-"""Every normal image both teaches and tests: views are fitted in folds, each image judged by a fit without it.
+"""Every normal image both teaches and tests: views are fitted in folds, each image judged by a fit without
+it.
 
-Of n images none is thrown away. The scores that come out of this calibrate the views that are fitted on all n:
-K-fold cross-conformal prediction (Vovk, 2015; for few images the jackknife, Barber et al., arXiv:1905.02928). What
-is guaranteed for any data is twice the rate asked, for fold-wise comparison; what is measured is the rate asked
+Of n images none is thrown away. The scores that come out of this calibrate the views that are fitted on all
+n:
+K-fold cross-conformal prediction (Vovk, 2015; for few images the jackknife, Barber et al.,
+arXiv:1905.02928). What
+is guaranteed for any data is twice the rate asked, for fold-wise comparison; what is measured is the rate
+asked
 (docs/promise.md), since a fit on n images differs little from one on n (1 − 1/K), and is the better one.
 """
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
 from pad.errors import PadError
+from pad.images.identity import NO_HASHES, Hashes, hashes_of, joined, with_hashes
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.images.stream import load_all, stream
@@ -123,14 +124,24 @@ def load_images(images: ImageSet, config: Config, progress: bool = False) -> tup
     return MemoryImages(pixels), [f"{images.samples[i].name}: {reason}" for i, reason in errors]
 
 
-def split_images(images: ImageSet, config: Config) -> tuple[ImageSet, ImageSet]:
-    """Normal images to train on, and those kept back for calibration.
+def split_images(
+    images: ImageSet, config: Config, trained: Hashes | None = None, progress: bool = False
+) -> tuple[ImageSet, ImageSet]:
+    """Normal images to train on, and those kept back for calibration, by their content (`calibration_split`).
 
-    Raises PadError if there are fewer than 8, saying how many and where.
+    trained: hashes of what a model was trained on that is to be fine-tuned; none of it calibrates.
+    Raises PadError if there are fewer than 8, saying how many and where, or if none can calibrate.
     """
     if len(images) < MINIMUM_IMAGES:
         raise PadError(f"training takes at least {MINIMUM_IMAGES} normal images; found {images.describe()}")
-    training, calibration = calibration_split(len(images), config.calibration_fraction, seed=config.seed)
+    with _bar(len(images), "comparing", "image", progress) as bar:
+        images = with_hashes(images, progress=bar.update)
+    try:
+        training, calibration = calibration_split(
+            hashes_of(images), config.calibration_fraction, seed=config.seed, trained=trained
+        )
+    except PadError as error:
+        raise PadError(f"{images.source}: {error}") from None
     return images.subset(training.tolist()), images.subset(calibration.tolist())
 
 
@@ -192,6 +203,11 @@ def train_detector(
     statistics = None
     if config.statistics != "normal" and start is None:
         statistics, _ = load_images(resolve([config.statistics], "evaluate", data_root), config)
+    trained = joined(
+        hashes_of(training),
+        replay.hashes if replay else NO_HASHES,
+        start.trained_on if start is not None and start.trained_on is not None else NO_HASHES,
+    )
     images = MixedImages(source, replay.training) if replay else source
     trainer = Trainer(config, images, device, statistics, start.similarity if start else None)
     if start is not None:
@@ -212,7 +228,7 @@ def train_detector(
             "replayed_images": len(replay.training) if replay else 0,
         }
     run_folder = None if folder is None else RunFolder(folder)
-    run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, start, replay)
+    run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, trained, start, replay)
     if checkpoint is not None:
         run.resume(checkpoint)
     return run.run()
@@ -305,13 +321,14 @@ class Run:
         minutes: float | None,
         begun: float,
         progress: bool,
+        trained_on: Hashes,
         start: Detector | None = None,
         replay: Replay | None = None,
     ) -> None:
         self.trainer, self.config = trainer, trainer.config
         self.calibration, self.card, self.folder, self.minutes = calibration, card, folder, minutes
         self.begun, self.progress = begun, progress
-        self.start, self.replay = start, replay
+        self.trained_on, self.start, self.replay = trained_on, start, replay
         self.received: list[int] = []  # signals
         self.saved: int | None = None  # the step of the newest checkpoint
         self.trained = False  # to the end, and saved
@@ -444,7 +461,9 @@ class Run:
         }
         similarity = copy.deepcopy(trainer.similarity)
         card = {**self.card, "training": training}
-        detector = Detector(self.config, nn.ModuleDict(networks), similarity, trainer.device, None, card)
+        detector = Detector(
+            self.config, nn.ModuleDict(networks), similarity, trainer.device, None, card, self.trained_on
+        )
         few = self.calibration.subset(range(min(BATCH_SIZE, len(self.calibration))))
         if not np.isfinite(detector.score(few)).all():
             raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")

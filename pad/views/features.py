@@ -23,7 +23,7 @@ class Features(NamedTuple):
     middle: Tensor  # (n, c), the local layers averaged over places, side by side, float32
     local: Tensor  # (n, g, g, c), the local layers place by place, side by side, float16
 
-    def __len__(self) -> int:  # type: ignore[override]  # of images, not of fields
+    def __len__(self) -> int:  # of images, not of fields
         return len(self.middle)
 
     def take(self, indices: Tensor) -> Features:

@@ -2,7 +2,8 @@
 
     s(x) = d(x)
 
-d is the Mahalanobis distance under a Gaussian of the local layers' features, averaged over places and divided by
+d is the Mahalanobis distance under a Gaussian of the local layers' features, averaged over places and
+divided by
 their length.
 """
 

@@ -2,11 +2,14 @@
 
     s(x) = (Π_l d_l(x))^(1/L)
 
-d_l is the Mahalanobis distance under a Gaussian of one deep layer's features, pooled over places and divided by
+d_l is the Mahalanobis distance under a Gaussian of one deep layer's features, pooled over places and divided
+by
 their length (Rippel et al., arXiv:2005.14140, for one layer and without the division).
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +27,8 @@ class Whole(nn.Module):
 
     def fit(self, normal: Features) -> None:
         for gaussian, layer in zip(self.gaussians, normal.deep, strict=True):
-            gaussian.fit(layer)
+            cast(Gaussian, gaussian).fit(layer)
 
     def score(self, features: Features) -> Tensor:
-        squared = [g(layer) for g, layer in zip(self.gaussians, features.deep, strict=True)]
+        squared = [cast(Gaussian, g)(layer) for g, layer in zip(self.gaussians, features.deep, strict=True)]
         return torch.stack(squared).clamp_min(1e-12).log().mean(0).mul(0.5).exp()
