@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from pad.config import BATCH_SIZE, Config, from_mapping, to_mapping
 from pad.devices import cast_similarity, in_parallel, lanes, pick_device, pick_precision, to_device
-from pad.errors import PadError
+from pad.errors import PadError, warn
+from pad.images.ranges import warn_of_unit_range
 from pad.judging.calibration import Calibration
 from pad.networks import build_networks
 from pad.similarity.build import Similarity, build_similarity
@@ -187,11 +188,15 @@ class Detector:
 
         Args:
             images: paths, PIL images, uint8 arrays (n, H, W[, C]), float tensors (n, C, H, W) in [-1, 1],
-                or an ImageSet.
+                or an ImageSet. Arrays and tensors of three channels are RGB; OpenCV's are BGR, and want
+                `array[..., ::-1]`.
 
         Raises:
             PadError: an image that cannot be read, named.
+
+        Warns (pad.PadWarning) if float tensors look as if they were scaled to [0, 1].
         """
+        warn_of_unit_range(images)
         scores = [scores.numpy() for scores in self._each_batch(self.score_batch, images)]
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
@@ -205,28 +210,35 @@ class Detector:
     def predict(self, images: Any, fpr: float = 0.05) -> np.ndarray:
         """True for anomalies, (n,) bool; on new normal images at most the share `fpr` is flagged.
 
-        Raises PadError if the model has no calibration, or an image cannot be read.
+        Raises PadError if the model has no calibration, or an image cannot be read. Warns (pad.PadWarning) if
+        the calibration images are too few for this rate: then nothing is flagged, whatever the images show.
         """
-        return self._calibrated().verdicts(self.score(images), fpr)
+        calibration = self._calibrated()
+        _warn_if_nothing_can_be_flagged(calibration, fpr)
+        return calibration.verdicts(self.score(images), fpr)
 
     def explain(self, images: Any, fpr: float = 0.05) -> list[Explanation]:
         """Why: for each image the nearest normal image that the generator can make, and where it differs.
 
-        Raises PadError if an image cannot be read.
+        Raises PadError if an image cannot be read. Warns as `score` and `predict` do.
         """
         from pad.showing.explanation import explain_images
 
+        warn_of_unit_range(images)
+        if self.calibration is not None:
+            _warn_if_nothing_can_be_flagged(self.calibration, fpr)
         return list(explain_images(self, images, fpr))
 
     def calibrate(self, images: Any, extra: Mapping[str, Any] | None = None) -> Calibration:
         """Sets the calibration from normal images that were not trained on; with it the scale of anomaly
         maps, and some latents, from which fine-tuning can replay what is normal (pad/learning/replay.py).
 
-        Raises PadError if an image cannot be read.
+        Raises PadError if an image cannot be read. Warns as `score` does.
         """
         from pad.learning.replay import kept_latents
         from pad.showing.explanation import MapScale
 
+        warn_of_unit_range(images)
         scores: list[Tensor] = []
         latents: list[Tensor] = []
 
@@ -321,6 +333,11 @@ class Detector:
         return cls(config, networks, similarity, pick_device(device), calibration or None, card)
 
 
+def _warn_if_nothing_can_be_flagged(calibration: Calibration, fpr: float) -> None:
+    if note := calibration.note(fpr):
+        warn(note)
+
+
 def smooth(maps: Tensor, sigma: float) -> Tensor:
     """Maps (n, h, w) blurred by a Gaussian of deviation `sigma` pixels; each keeps its mean.
 
@@ -406,6 +423,7 @@ def fit(
     from pad.learning.run import split_images, train_detector
     from pad.recipes import build_config
 
+    warn_of_unit_range(images)
     image_set = as_image_set(images)
     if isinstance(config, Config):
         recipe = config.replace(**settings) if settings else config
