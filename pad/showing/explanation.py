@@ -164,6 +164,8 @@ def explain_images(detector: Detector, images: Any, fpr: float = 0.05) -> Iterat
 
 def _pictures(images: Any) -> Iterator[tuple[Image.Image, Any]]:
     """Each image as a picture, and as it goes into the model; opened one by one."""
+    import torch
+
     from pad.images.decode import read_image
     from pad.images.imageset import ImageSet
 
@@ -172,6 +174,8 @@ def _pictures(images: Any) -> Iterator[tuple[Image.Image, Any]]:
     elif isinstance(images, str | Path | Image.Image) or not hasattr(images, "__iter__"):
         images = [images]
     for image in images:
+        if isinstance(image, np.ndarray) and image.dtype.kind == "f":
+            image = torch.from_numpy(image)
         if hasattr(image, "detach"):  # a float tensor (C, H, W) in [-1, 1]
             yield to_picture(image.detach().cpu()), image
             continue

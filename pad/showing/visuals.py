@@ -158,7 +158,10 @@ class Visuals:
 
 def _mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     """The mask (H, W) of an image of `size`. Raises PadError, naming it, if it cannot be used."""
-    image = read_image(path)
+    try:
+        image = read_image(path)
+    except ImageError as error:
+        raise PadError(str(error)) from None  # of the mask, not of the image
     if image.size != size:
         raise PadError(
             f"{path} is {image.width}x{image.height} pixels, but its image has {size[0]}x{size[1]}"
