@@ -149,7 +149,7 @@ def _unjudged(
     reasons = []
     if calibration is None:
         reasons.append("the model has no calibration")
-    elif fdr is None and calibration.smallest_rate > fpr:
+    elif fdr is None and calibration.note(fpr):
         reasons.append(f"{_plural(len(calibration), 'calibration image')} cannot hold a rate of {fpr:g}")
     elif fdr is not None and calibration.smallest_rate > fdr:
         reasons.append(f"{_plural(len(calibration), 'calibration image')} cannot hold a rate of {fdr:g}")

@@ -235,6 +235,15 @@ def _colour_table() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return colours.astype(np.float32), (0.9 * steps**0.6).astype(np.float32)
 
 
+def colour_bar(steps: int = 32) -> list[str]:
+    """What `overlay` makes of a mid-grey picture, from the low end of the scale to its high end: colours of
+    the form `#rrggbb`."""
+    ramp = np.linspace(0, 1, steps, dtype=np.float32)[None]
+    grey = Image.new("RGB", (steps, 1), (128, 128, 128))
+    drawn = np.asarray(overlay(grey, ramp, MapScale(0.0, 1.0)))[0]
+    return ["#" + colour.tobytes().hex() for colour in drawn]
+
+
 def panels(
     image: Image.Image,
     nearest: Image.Image,

@@ -29,7 +29,7 @@ from pad.errors import PadError
 from pad.images.geometry import Box, seen_box
 from pad.judging.calibration import Calibration
 from pad.judging.rows import Row
-from pad.showing.explanation import MapScale, box_on, panels
+from pad.showing.explanation import MapScale, box_on, colour_bar, panels
 from pad.showing.pictures import displayable, to_picture
 from pad.store.files import atomic
 
@@ -227,6 +227,11 @@ class ReportWriter:
             "metrics": summary if "roc_auc" in summary else None,
             "kind_metrics": summary.get("kinds"),
             "unreadable": len(self._rows) - len(rows),
+            "sizes": [self._sizes[i] for i in order],
+            "seen": {key: getattr(self._config, key) for key in ("size", "channels", "crop", "fit")},
+            "scale": self._scale and self._scale.to_dict(),
+            "bar": colour_bar(),
+            "note": self._calibration.note(self._fpr) if self._calibration and self._fdr is None else None,
             "xy": coordinates,
             "axes": axes,
             "per_block": _PER_BLOCK,
