@@ -21,8 +21,9 @@ from torch.nn import functional
 
 from pad.config import BATCH_SIZE, Config, from_mapping, to_mapping
 from pad.devices import cast_similarity, in_parallel, lanes, pick_device, pick_precision, to_device
-from pad.errors import PadError
+from pad.errors import PadError, warn
 from pad.images.identity import Hashes, pack, unpack
+from pad.images.ranges import warn_of_unit_range
 from pad.judging.calibration import Calibration
 from pad.networks import build_networks
 from pad.similarity.build import Similarity, build_similarity
@@ -199,11 +200,15 @@ class Detector:
 
         Args:
             images: paths, PIL images, uint8 arrays (n, H, W[, C]), float tensors (n, C, H, W) in [-1, 1],
-                or an ImageSet.
+                or an ImageSet. Arrays and tensors of three channels are RGB; OpenCV's are BGR, and want
+                `array[..., ::-1]`.
 
         Raises:
             PadError: an image that cannot be read, named.
+
+        Warns (pad.PadWarning) if float tensors look as if they were scaled to [0, 1].
         """
+        warn_of_unit_range(images)
         scores = [scores.numpy() for scores in self._each_batch(self.score_batch, images)]
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
@@ -218,18 +223,24 @@ class Detector:
         """True for anomalies, (n,) bool; on new normal images at most the share `fpr` is flagged, on average
         over calibration sets or, with a `confidence` such as 0.95, by this very model with that probability.
 
-        Raises PadError if the model has no calibration, or an image cannot be read.
+        Raises PadError if the model has no calibration, or an image cannot be read. Warns (pad.PadWarning) if
+        the calibration images are too few for this rate: then nothing is flagged, whatever the images show.
         """
-        return self._calibrated().verdicts(self.score(images), fpr, confidence)
+        calibration = self._calibrated()
+        _warn_if_nothing_can_be_flagged(calibration, fpr, confidence)
+        return calibration.verdicts(self.score(images), fpr, confidence)
 
     def explain(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> list[Explanation]:
         """Why: for each image the nearest normal image that the generator can make, and where it differs;
         with the verdict that `predict` gives.
 
-        Raises PadError if an image cannot be read.
+        Raises PadError if an image cannot be read. Warns as `score` and `predict` do.
         """
         from pad.showing.explanation import explain_images
 
+        warn_of_unit_range(images)
+        if self.calibration is not None:
+            _warn_if_nothing_can_be_flagged(self.calibration, fpr, confidence)
         return list(explain_images(self, images, fpr, confidence))
 
     def trained_among(self, images: Any) -> np.ndarray:
@@ -256,11 +267,13 @@ class Detector:
         maps, and some latents, from which fine-tuning can replay what is normal (pad/learning/replay.py).
 
         Raises PadError if an image cannot be read, or if the model was trained on one: such images score
-        too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the same.
+        too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the
+        same. Warns as `score` does.
         """
         from pad.learning.replay import kept_latents
         from pad.showing.explanation import MapScale
 
+        warn_of_unit_range(images)
         extra = dict(extra or {})
         if self.trained_on is not None:
             images = images if hasattr(images, "__len__") else list(images)
@@ -383,6 +396,11 @@ def _unpacked(text: Any, path: Path) -> Hashes:
         raise PadError(f"{path}: '{_TRAINED_ON}' must hold hashes of images in base64") from None
 
 
+def _warn_if_nothing_can_be_flagged(calibration: Calibration, fpr: float, confidence: float | None) -> None:
+    if note := calibration.note(fpr, confidence):
+        warn(note)
+
+
 def smooth(maps: Tensor, sigma: float) -> Tensor:
     """Maps (n, h, w) blurred by a Gaussian of deviation `sigma` pixels; each keeps its mean.
 
@@ -472,6 +490,7 @@ def fit(
     from pad.learning.run import split_images, train_detector
     from pad.recipes import build_config
 
+    warn_of_unit_range(images)
     image_set = as_image_set(images)
     if isinstance(config, Config):
         recipe = config.replace(**settings) if settings else config

@@ -1,7 +1,9 @@
 """The command line: `pad train | evaluate | calibrate | zoo`, and the scripts train.py and evaluate.py.
 
 Exit status: 0 done; 2 unusable arguments or input, with one line on standard error; 1 a fault of ours;
-3 anomalies were found and `--fail-on-anomaly` was given; 128 + n stopped by signal n.
+3 anomalies were found and `--fail-on-anomaly` was given; 4 something could not be judged (no calibration, too
+few calibration images for the rate, an unreadable image) and `--fail-on-error` was given, or
+`--fail-on-anomaly` and nothing was flagged; 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -73,7 +75,15 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
                         help="draw why, for the N most anomalous images (default 100): "
                         "DIR/explanations")  # fmt: skip
     parser.add_argument(
-        "--fail-on-anomaly", action="store_true", help="exit with status 3 if anything is flagged"
+        "--fail-on-anomaly",
+        action="store_true",
+        help="exit with status 3 if anything is flagged, else 4 if something could not be judged",
+    )
+    parser.add_argument(
+        "--fail-on-error",
+        action="store_true",
+        help="exit with status 4 if something could not be judged: no "
+        "calibration, too few calibration images for the rate, an unreadable image",
     )
     _add_device(parser)
     parser.add_argument("--batch-size", type=_positive_int, default=BATCH_SIZE, metavar="N")
