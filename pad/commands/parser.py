@@ -7,13 +7,13 @@ Exit status: 0 done; 2 unusable arguments or input, with one line on standard er
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from pad.config import BATCH_SIZE
-from pad.errors import PadError
+from pad.commands.streams import guard
+from pad.config import BATCH_SIZE, MOST_BATCH
+from pad.errors import PadError, printable
 
 Arguments = argparse.Namespace
 
@@ -22,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +74,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--fail-on-anomaly", action="store_true", help="exit with status 3 if anything is flagged"
     )
     _add_device(parser)
-    parser.add_argument("--batch-size", type=_positive_int, default=BATCH_SIZE, metavar="N")
+    parser.add_argument("--batch-size", type=_batch_size, default=BATCH_SIZE, metavar="N",
+                        help=f"images scored at a time (default {BATCH_SIZE})")  # fmt: skip
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +113,14 @@ def _positive_int(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"takes a whole number of at least 1, not '{text}'")
     return int(text)
+
+
+def _batch_size(text: str) -> int:
+    if not text.isdecimal() or not 1 <= (size := int(text[:20])) <= MOST_BATCH:
+        raise argparse.ArgumentTypeError(
+            f"takes a whole number of at least 1, at most {MOST_BATCH:,}, not '{text:.40}'"
+        )
+    return size
 
 
 def _positive(text: str) -> float:
@@ -171,17 +180,16 @@ def train_arguments(argv: Sequence[str]) -> Arguments:
 
 
 def _execute(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    arguments = parser.parse_args(argv)
     try:
-        status = arguments.run(arguments)
-        sys.stdout.flush()
-        return status
+        guard()
+        try:
+            arguments = parser.parse_args(argv)
+            return arguments.run(arguments)
+        finally:
+            sys.stdout.flush()
     except PadError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return getattr(error, "status", 2)
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `... | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0

@@ -174,7 +174,8 @@ class ReportWriter:
         order = sorted(scored, key=lambda i: (-(self._rows[i].score or 0.0), i))
         environment = Environment(loader=PackageLoader("pad.showing"), autoescape=True, trim_blocks=True)
         style, script = (
-            (files("pad.showing") / "templates" / name).read_text("utf-8") for name in ("report.css", "report.js")
+            (files("pad.showing") / "templates" / name).read_text("utf-8")
+            for name in ("report.css", "report.js")
         )
         notes = list(summary.get("notes", []))
         if len(order) > self._limit:

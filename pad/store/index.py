@@ -129,7 +129,6 @@ def add_entry(
 
     Raises PadError if the model cannot be read, or lies outside the zoo, or a result is missing.
     """
-    from pad.config import from_mapping
     from pad.store.model_folder import read_model
 
     root = root or zoo_folder()
@@ -137,7 +136,7 @@ def add_entry(
         inside = folder.resolve().relative_to(root.resolve()).as_posix()
     except ValueError:
         raise PadError(f"{folder} is not inside the zoo {root}") from None
-    recipe = from_mapping(read_model(folder).config["recipe"])
+    recipe = read_model(folder).recipe
     index = read_index(root)
     known = index[name].remote if name in index else None
     values = {
