@@ -30,7 +30,9 @@ SHOWN = 10  # rows on the terminal
 def evaluate(arguments: argparse.Namespace) -> int:
     """`pad evaluate`: model, data -> scores and summary."""
     images = resolve(arguments.data, "evaluate", arguments.data_root)
-    detector = Detector.load(arguments.model, arguments.device, arguments.backbone_weights)
+    detector = Detector.load(
+        arguments.model, arguments.device, arguments.backbone_weights, arguments.allow_downloads
+    )
     with _visuals(detector, images, arguments) as visuals:
         rows = list(score_rows(detector, images, arguments.fpr, arguments.batch_size, visuals))
         if arguments.fdr is not None:

@@ -46,6 +46,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on where RUN stopped")
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
+    _add_downloads(parser)
     _add_device(parser)
 
 
@@ -92,6 +93,12 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="+", metavar="DATA", help="images: files, folders, globs, or a dataset")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
     parser.add_argument("--backbone-weights", metavar="FILE", help="weights of the backbones vgg16 and vgg19")
+    _add_downloads(parser)
+
+
+def _add_downloads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-downloads", action="store_true", help="download the weights of the MODEL's "
+                        "backbone, if it is one whose weights are not on this machine")  # fmt: skip
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ class _Output(io.FileIO):
     command ends with the exit status that it would have had. Another failure of standard output (a full
     disk) is a PadError, once; of standard error there is nowhere to tell it."""
 
-    def write(self, data: Any) -> int:  # type: ignore[override]
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:

@@ -41,7 +41,7 @@ def train(arguments: argparse.Namespace) -> int:
     checkpoint = _checkpoint(folder, arguments.resume)
     asked = _asked(folder, arguments, checkpoint is not None)
     images = resolve(asked["data"], "train", asked["data_root"])
-    start = Detector.load(asked["from"], arguments.device) if asked["from"] else None
+    start = _start(asked["from"], arguments)
     if checkpoint is not None:
         config = _resumed_config(checkpoint["recipe"], arguments.config, settings)
     else:
@@ -71,6 +71,13 @@ def train(arguments: argparse.Namespace) -> int:
     if start is not None:
         _report_fine_tuning(start, detector, replay, calibration, folder)
     return 0
+
+
+def _start(model: str | None, arguments: argparse.Namespace) -> Detector | None:
+    """The model that is fine-tuned."""
+    if model is None:
+        return None
+    return Detector.load(model, arguments.device, allow_downloads=arguments.allow_downloads)
 
 
 def _checkpoint(folder: Path, resume: bool) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,17 @@ from typing import Any
 
 from pad.errors import PadError
 from pad.store.hub import check_token, endpoint, explain, offline, parse_hub_spec
-from pad.store.model_folder import CALIBRATION, CARD, CONFIG, FILES, dump_config, read_model
+from pad.store.model_folder import (
+    CALIBRATION,
+    CARD,
+    CONFIG,
+    FILES,
+    LIMITS,
+    MAX_OTHER,
+    dump_config,
+    read_inside,
+    read_model,
+)
 
 # What may go along with the four files of a model: pictures of the card, and what `pad zoo verify` scores.
 _EXTRAS = ("*.png", "*.jpg", "samples/**/*.png", "samples/**/*.jpg", "verify.json", "summary.json")
@@ -109,16 +120,18 @@ def upload(publication: Publication) -> str:
 
 
 def _collect(folder: Path) -> dict[str, bytes]:
-    """The files to publish, the model's own first; links and everything unknown are left out."""
-    paths = [folder / name for name in FILES]
-    paths += sorted({path for pattern in _EXTRAS for path in folder.glob(pattern)} - set(paths))
-    files = {}
-    for path in paths:
+    """The files to publish, the model's own first; other links and everything unknown are left out.
+
+    Raises PadError if a file of the model is a link out of its folder: what it points to is nobody's to
+    publish.
+    """
+    files = {
+        name: read_inside(folder, name, LIMITS[name]) for name in FILES if os.path.lexists(folder / name)
+    }
+    for path in sorted({path for pattern in _EXTRAS for path in folder.glob(pattern)}):
         name = path.relative_to(folder).as_posix()
-        if name in FILES and path.exists():
-            files[name] = path.read_bytes()  # read_model has let it pass, also as a link of the hub's cache
-        elif path.is_file() and path.resolve() == folder.resolve() / name:
-            files[name] = path.read_bytes()
+        if name not in FILES and path.is_file() and path.resolve() == folder.resolve() / name:
+            files[name] = read_inside(folder, name, MAX_OTHER)
     if CARD not in files:
         raise PadError(f"{folder} has no {CARD}: a model is published with its card")
     return files

@@ -44,9 +44,12 @@ FILES = (WEIGHTS, CONFIG, CALIBRATION, CARD)
 
 MAX_WEIGHTS = 2 << 30  # bytes
 MAX_CONFIG = 1_000_000  # bytes
+MAX_CARD = 4_000_000  # bytes
 MAX_NODES = 20_000  # values, lists and mappings of config.yaml
 MAX_CALIBRATION = 64_000_000  # bytes
 
+LIMITS = {WEIGHTS: MAX_WEIGHTS, CONFIG: MAX_CONFIG, CALIBRATION: MAX_CALIBRATION, CARD: MAX_CARD}
+MAX_OTHER = 64_000_000  # bytes of any other file of a model: a picture of its card, a sample image
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 

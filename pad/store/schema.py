@@ -120,7 +120,7 @@ def check_config(values: Any, where: str) -> Config:
 
 
 def check_calibration(values: Any, config: Config, where: str) -> None:
-    """Raises PadError, beginning with `where`, unless `values` are a calibration of a model of that recipe."""
+    """Raises PadError, beginning with `where`, unless `values` calibrate a model of that recipe."""
     scores = values.get("scores") if isinstance(values, dict) else None
     if not isinstance(scores, list):
         raise PadError(f"{where} has no list of 'scores'; refused")
