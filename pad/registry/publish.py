@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pad.errors import PadError
-from pad.store.hub import check_token, endpoint, explain, offline, parse_hub_spec
+from pad.errors import PadError, printable, shown
+from pad.store.cache import COMMIT, SLOWEST, time_limit
+from pad.store.hub import check_token, endpoint, explain_upload, offline, parse_hub_spec
 from pad.store.model_folder import (
     CALIBRATION,
     CARD,
@@ -49,7 +51,10 @@ class Publication:
         lines = [
             f"repository  {endpoint()}/{self.repo} ({kind}, created if it is not there)",
             *(f"note        {note}" for note in self.notes),
-            *(f"file        {name}  {len(content):,} bytes" for name, content in self.files.items()),
+            *(
+                f"file        {printable(name)}  {len(content):,} bytes"
+                for name, content in self.files.items()
+            ),
             f"total       {len(self.files)} files, {total:,} bytes",
         ]
         return "\n".join(lines)
@@ -95,10 +100,6 @@ def upload(publication: Publication) -> str:
 
     Raises PadError, one line, for no network, no or a refused token.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    from pad import __version__
-
     repo = publication.repo
     if offline():
         raise PadError(f"HF_HUB_OFFLINE is set: unset it to publish {repo}")
@@ -106,16 +107,42 @@ def upload(publication: Publication) -> str:
         raise PadError(
             f"publishing {repo} needs an access token: set HF_TOKEN, or log in with `hf auth login`"
         )
-    api = HfApi(library_name="pad", library_version=__version__)
-    try:
-        api.create_repo(repo, private=publication.private, exist_ok=True)
-        commit = api.create_commit(
-            repo,
-            [CommitOperationAdd(name, content) for name, content in publication.files.items()],
-            commit_message=f"Model published by pad {__version__}",
+    limit = time_limit() + sum(map(len, publication.files.values())) / SLOWEST
+    outcome: list[str | Exception] = []
+
+    def work() -> None:
+        try:
+            outcome.append(_send(publication))
+        except Exception as error:
+            outcome.append(explain_upload(error, repo))
+
+    # The hub's client waits for every byte anew; a thread can be left behind.
+    thread = threading.Thread(target=work, name="upload", daemon=True)
+    thread.start()
+    thread.join(limit)
+    if not outcome:
+        raise PadError(
+            f"{endpoint()} has not taken {repo} within {limit:.0f} s: look there whether it has arrived"
         )
-    except Exception as error:
-        raise explain(error, repo, action="publish") from None
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _send(publication: Publication) -> str:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    from pad import __version__
+
+    api = HfApi(library_name="pad", library_version=__version__)
+    api.create_repo(publication.repo, private=publication.private, exist_ok=True)
+    commit = api.create_commit(
+        publication.repo,
+        [CommitOperationAdd(name, content) for name, content in publication.files.items()],
+        commit_message=f"Model published by pad {__version__}",
+    )
+    if not COMMIT.fullmatch(str(commit.oid)):
+        raise PadError(f"{endpoint()} names the commit {shown(commit.oid)}, which is none")
     return str(commit.oid)
 
 
