@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pad.config import BATCH_SIZE, Config, from_mapping, to_mapping
+from pad.config import BATCH_SIZE, Config, to_mapping
 from pad.devices import cast_similarity, in_parallel, lanes, pick_device, pick_precision, to_device
 from pad.errors import PadError, warn
 from pad.images.identity import Hashes, pack, unpack
@@ -31,14 +31,12 @@ from pad.similarity.relative import RelativePerceptualL1
 
 if TYPE_CHECKING:
     from pad.showing.explanation import Explanation
+    from pad.store.weights import TensorSpec
 
 Result = TypeVar("Result")
 
 
 _TRAINED_ON = "trained_on"  # in calibration.json, under "extra"
-
-# What settings mean that the recipe of an older model does not name.
-_UNNAMED = {"residual_components": 0, "feature_channels": 1.0}
 
 
 class Examined(NamedTuple):
@@ -352,21 +350,25 @@ class Detector:
         write_model(Path(folder), tensors, config, calibration, readme or model_card(self))
 
     @classmethod
-    def load(cls, model: str | Path, device: str = "auto", backbone_weights: str | None = None) -> Detector:
+    def load(
+        cls,
+        model: str | Path,
+        device: str = "auto",
+        backbone_weights: str | None = None,
+        allow_downloads: bool = False,
+    ) -> Detector:
         """See `load`."""
         from pad.store.hub import resolve_model
-        from pad.store.model_folder import check_tensors, read_model
+        from pad.store.model_folder import read_model
 
         folder = resolve_model(str(model))
-        files = read_model(folder)
-        config = from_mapping({**_UNNAMED, **files.config["recipe"]}, f"{folder / 'config.yaml'}")
-        config = dataclasses.replace(config, backbone_weights=backbone_weights)
-        networks = build_networks(config)
-        similarity = build_similarity(config)
+        files = read_model(folder, _expected_tensors)
+        config = dataclasses.replace(files.recipe, backbone_weights=backbone_weights)
+        similarity = build_similarity(config, download=allow_downloads)
         _make_room(similarity, files.tensors)
-        expected = {**networks.state_dict(), **_statistics(similarity)}
-        check_tensors(files.tensors, expected, folder / "model.safetensors")
         _check_backbone(files.config.get("backbone"), similarity, folder)
+        with torch.device("meta"):
+            networks = build_networks(config)
         networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
         if isinstance(similarity, RelativePerceptualL1):
             statistics = similarity.statistics
@@ -401,6 +403,19 @@ def _warn_if_nothing_can_be_flagged(calibration: Calibration, fpr: float, confid
         warn(note)
 
 
+def _expected_tensors(config: Config, found: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
+    """What model.safetensors must hold for a recipe, on the `meta` device: it takes no memory."""
+    with torch.device("meta"):
+        tensors = build_networks(config).state_dict()
+        if config.similarity == "relative-perceptual-l1":
+            similarity = build_similarity(
+                dataclasses.replace(config, backbone_weights=None), pretrained=False
+            )
+            _make_room(similarity, found)
+            tensors |= _statistics(similarity)
+    return tensors
+
+
 def smooth(maps: Tensor, sigma: float) -> Tensor:
     """Maps (n, h, w) blurred by a Gaussian of deviation `sigma` pixels; each keeps its mean.
 
@@ -415,14 +430,14 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     return blurred * (maps.mean((1, 2), keepdim=True) / means)
 
 
-def _make_room(similarity: Similarity, tensors: Mapping[str, Tensor]) -> None:
+def _make_room(similarity: Similarity, tensors: Mapping[str, Tensor | TensorSpec]) -> None:
     """For the channels that count, and for as many components as a model holds: fewer than its recipe asks
     for where images were few, more where it was fine-tuned."""
     if isinstance(similarity, RelativePerceptualL1):
         similarity.choose_channels()
         for layer in similarity.layers:
             found = tensors.get(f"similarity.{layer}.components")
-            similarity.of(layer).make_room(0 if found is None or not found.dim() else len(found))
+            similarity.of(layer).make_room(found.shape[0] if found is not None and len(found.shape) else 0)
 
 
 def _statistics(similarity: Similarity) -> dict[str, Tensor]:
@@ -451,18 +466,25 @@ def _check_backbone(recorded: Any, similarity: Similarity, folder: Path) -> None
         )
 
 
-def load(model: str | Path, device: str = "auto", backbone_weights: str | None = None) -> Detector:
+def load(
+    model: str | Path,
+    device: str = "auto",
+    backbone_weights: str | None = None,
+    allow_downloads: bool = False,
+) -> Detector:
     """A trained detector.
 
     Args:
         model: a run folder, a model folder, `zoo:NAME`, or `hf-hub:ORG/REPO[@REVISION]`.
         device: auto, cpu, cuda or mps.
         backbone_weights: a local file of weights for the backbones vgg16 and vgg19.
+        allow_downloads: whether the weights of such a backbone may be downloaded, if they are not on this
+            machine: a model may come from a stranger, and does not start a download by itself.
 
     Raises:
         PadError: no such model, or one that is damaged, unsafe or made by a newer format.
     """
-    return Detector.load(model, device, backbone_weights)
+    return Detector.load(model, device, backbone_weights, allow_downloads)
 
 
 def fit(

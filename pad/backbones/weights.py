@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pad.errors import PadError
+from pad.errors import PadError, one_line
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -21,7 +21,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise PadError(f"backbone weights: no such file {path}") from None
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise PadError(f"backbone weights: cannot read {path} as plain weights: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise PadError(f"backbone weights: {path} is not a state dict of tensors")

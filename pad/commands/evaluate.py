@@ -58,7 +58,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise PadError("--confidence goes with --fpr, not with --fdr: leave one of them away")
     with _stoppable() as check:
         images = resolve(arguments.data, "evaluate", arguments.data_root)
-        detector = Detector.load(arguments.model, arguments.device, arguments.backbone_weights)
+        detector = Detector.load(
+            arguments.model, arguments.device, arguments.backbone_weights, arguments.allow_downloads
+        )
         with _visuals(detector, images, arguments) as visuals:
             rows = _score_and_write(detector, images, arguments, visuals, check)
             scored = [row for row in rows if row.score is not None]

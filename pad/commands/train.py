@@ -62,7 +62,7 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
     settings = _given(arguments)
     images = resolve(request["data"], "train", request["data_root"])
     recipe = before.get("recipe") or (checkpoint["recipe"] if checkpoint else None)
-    start = _start(request, before, {**(recipe or {}), **settings}, arguments.device)
+    start = _start(request, before, {**(recipe or {}), **settings}, arguments)
     if recipe is None:
         config = _fresh_config(start, arguments.config, settings, images)
     else:
@@ -171,7 +171,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _start(
-    request: dict[str, Any], before: dict[str, Any], settings: dict[str, Any], device: str
+    request: dict[str, Any], before: dict[str, Any], settings: dict[str, Any], arguments: argparse.Namespace
 ) -> Detector | None:
     """The model to go on from; its fingerprint is recorded in the request. Raises PadError if it is another
     one than before."""
@@ -186,7 +186,9 @@ def _start(
     if not request["from"]:
         return None
     weights = settings.get("backbone_weights")
-    return Detector.load(folder, device, None if weights is None else str(weights))
+    return Detector.load(
+        folder, arguments.device, None if weights is None else str(weights), arguments.allow_downloads
+    )
 
 
 def _say_what_was_trained_on(start: Detector, training: ImageSet) -> None:
