@@ -20,8 +20,8 @@ from PIL import Image
 from pad.config import Config
 from pad.errors import PadError
 from pad.judging.calibration import Calibration
+from pad.judging.map_scale import MapScale
 from pad.judging.summary import Row, make_row, summarize
-from pad.showing.explanation import MapScale
 from pad.showing.report import ReportWriter, project
 
 EVIL = "<script>alert(1)</script>.png"

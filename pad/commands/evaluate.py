@@ -171,7 +171,7 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
     if not arguments.report and not arguments.explain:
         yield None
         return
-    from pad.showing.explanation import scale_of
+    from pad.judging.map_scale import scale_of
     from pad.showing.report import ReportWriter
     from pad.showing.visuals import Visuals
 

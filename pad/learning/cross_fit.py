@@ -17,8 +17,8 @@ import copy
 import torch
 from torch import Tensor
 
-from pad.views.build import QuickViews
 from pad.views.features import Features
+from pad.views.quick import QuickViews
 
 FOLDS = 5
 _JACKKNIFE = 20  # images up to which each is a fold of its own

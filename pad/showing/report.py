@@ -28,8 +28,9 @@ from pad.config import Config
 from pad.errors import PadError
 from pad.images.geometry import Box, seen_box
 from pad.judging.calibration import Calibration
+from pad.judging.map_scale import MapScale
 from pad.judging.rows import Row
-from pad.showing.explanation import MapScale, box_on, colour_bar, panels
+from pad.showing.explanation import box_on, colour_bar, panels
 from pad.showing.pictures import displayable, to_picture
 from pad.store.files import atomic
 
