@@ -464,7 +464,7 @@ class Detector:
             generator = GeneratorView(config, networks, similarity, target)
         if config.quick_views:
             quick = build_quick(config, download=allow_downloads)
-            _check_backbone(files.config.get("view_backbone"), quick.backbone_card(), folder)
+            _check_backbone(files.config.get("view_backbone"), quick.backbone.card(), folder)
             quick.load(_quick_state(files.tensors))
         if "fusion.mean" in files.tensors:
             names = (("generator",) if generator else ()) + config.quick_views
@@ -487,7 +487,7 @@ class Detector:
             cards["backbone"] = _with_file(card, self.config.backbone_weights)
         if self.quick is not None:
             file = self.config.view_backbone_weights
-            cards["view_backbone"] = _with_file(self.quick.backbone_card(), file)
+            cards["view_backbone"] = _with_file(self.quick.backbone.card(), file)
         return cards
 
 

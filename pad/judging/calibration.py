@@ -255,7 +255,7 @@ def calibration_split(
     wanted = min(max(round(n * fraction), minimum, 1), n // 2)
     kept = np.zeros(len(pictures), bool)
     count = 0
-    for picture in sorted(np.flatnonzero(free), key=lambda i: _place_in_order(int(pictures[i]), seed)):
+    for picture in sorted(np.flatnonzero(free), key=lambda i: place_in_order(int(pictures[i]), seed)):
         if count < wanted and count + copies[picture] <= n // 2:
             kept[picture] = True
             count += copies[picture]
@@ -265,7 +265,9 @@ def calibration_split(
     return np.flatnonzero(~calibrating), np.flatnonzero(calibrating)
 
 
-def _place_in_order(picture: int, seed: int) -> bytes:
+def place_in_order(picture: int, seed: int) -> bytes:
+    """By what the picture of a hash is sorted, for a random order that is the same wherever the list of
+    pictures begins, and when it grows."""
     return hashlib.blake2b(f"{seed} {picture}".encode(), digest_size=8).digest()
 
 
