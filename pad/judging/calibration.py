@@ -177,7 +177,7 @@ class Calibration:
         return (
             f"{len(self)} calibration image{'s' if len(self) > 1 else ''} cannot hold a false-alarm rate of "
             f"{_percent(fpr)}{held}, so nothing is flagged; the lowest they can hold is {_percent(lowest)} "
-            f"(--fpr {_round_up(lowest)}). For {_percent(fpr)}, calibrate on at least {needed} normal images"
+            f"(--fpr {round_up(lowest)}). For {_percent(fpr)}, calibrate on at least {needed} normal images"
             f"{held_or_lower}"
         )
 
@@ -282,7 +282,7 @@ def _percent(rate: float) -> str:
     return f"{100 * rate:.3g} %"
 
 
-def _round_up(rate: float) -> str:
+def round_up(rate: float) -> str:
     """`rate` with two digits, never less than it is."""
     step = 10.0 ** (math.floor(math.log10(rate)) - 1)
     return f"{math.ceil(rate / step - 1e-9) * step:.2g}"
