@@ -147,6 +147,11 @@ class Config:
         """The views that are fitted in seconds."""
         return tuple(view for view in self.views if view != "generator")
 
+    @property
+    def model_views(self) -> tuple[str, ...]:
+        """All views of a model, the generator's first."""
+        return (("generator",) if self.has_generator else ()) + self.quick_views
+
     def replace(self, **changes: Any) -> Config:
         """A copy with some values changed. Raises PadError for unknown keys or unusable values."""
         return from_mapping({**to_mapping(self), **changes})

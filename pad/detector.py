@@ -41,6 +41,7 @@ Result = TypeVar("Result")
 
 _TRAINED_ON = "trained_on"  # in calibration.json, under "extra"
 _NOT_OF_THE_CARD = ("format", "recipe", "backbone", "view_backbone")  # in config.yaml
+_FUSION = ("fusion.mean", "fusion.deviation")  # in model.safetensors
 MAP_SIDE = 64  # pixels of the maps that the quick views make
 _PLACED = 32  # numbers that place an image in a map of images, where there is no latent
 
@@ -94,7 +95,7 @@ class Detector:
     @property
     def views(self) -> tuple[str, ...]:
         """The names of its views, the generator's first."""
-        return (("generator",) if self.generator else ()) + (self.quick.names if self.quick else ())
+        return self.config.model_views
 
     # Batches of tensors (n, channels, input_side, input_side) in [-1, 1]
 
@@ -420,8 +421,8 @@ class Detector:
         if self.quick is not None:
             tensors |= {f"views.{key}": value for key, value in self.quick.state_dict().items()}
         if self.fusion is not None:
-            tensors["fusion.mean"] = torch.from_numpy(self.fusion.mean)
-            tensors["fusion.deviation"] = torch.from_numpy(self.fusion.deviation)
+            numbers = (self.fusion.mean, self.fusion.deviation)
+            tensors |= {key: torch.from_numpy(values) for key, values in zip(_FUSION, numbers, strict=True)}
         # The path of a weights file means nothing on another machine; the fingerprint says which it was.
         recipe = {**to_mapping(self.config), "backbone_weights": None, "view_backbone_weights": None}
         config = {"recipe": recipe, **self._backbone_cards(), **self.card}
@@ -437,6 +438,7 @@ class Detector:
         device: str = "auto",
         backbone_weights: str | None = None,
         allow_downloads: bool = False,
+        view_backbone_weights: str | None = None,
     ) -> Detector:
         """See `load`."""
         from pad.store.hub import resolve_model
@@ -445,14 +447,14 @@ class Detector:
         folder = resolve_model(str(model))
         files = read_model(folder, _expected_tensors)
         config = dataclasses.replace(
-            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=backbone_weights
+            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=view_backbone_weights
         )
         target = pick_device(device)
         generator = quick = fusion = None
         if config.has_generator:
             similarity = build_similarity(config, download=allow_downloads)
             _make_room(similarity, files.tensors)
-            _check_backbone(files.config.get("backbone"), similarity.backbone_card(), folder)
+            _check_backbone("backbone", files.config, similarity.backbone_card(), folder)
             with torch.device("meta"):
                 networks = build_networks(config)
             networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
@@ -464,13 +466,11 @@ class Detector:
             generator = GeneratorView(config, networks, similarity, target)
         if config.quick_views:
             quick = build_quick(config, download=allow_downloads)
-            _check_backbone(files.config.get("view_backbone"), quick.backbone.card(), folder)
+            _check_backbone("view_backbone", files.config, quick.backbone.card(), folder)
             quick.load(_quick_state(files.tensors))
-        if "fusion.mean" in files.tensors:
-            names = (("generator",) if generator else ()) + config.quick_views
-            fusion = Fusion.checked(
-                names, files.tensors["fusion.mean"], files.tensors["fusion.deviation"], str(folder)
-            )
+        if _FUSION[0] in files.tensors:
+            mean, deviation = (files.tensors[key] for key in _FUSION)
+            fusion = Fusion.checked(config.model_views, mean, deviation, str(folder))
         calibration = files.calibration and Calibration.from_dict(
             files.calibration, f"{folder / 'calibration.json'}"
         )
@@ -525,8 +525,10 @@ def _expected_tensors(config: Config, found: Mapping[str, TensorSpec]) -> dict[s
                 _make_room(similarity, found)
                 tensors |= _statistics(similarity)
         if config.quick_views:
-            quick = {k: v for k, v in found.items() if k.startswith(("views.", "fusion."))}
+            quick = {k: v for k, v in found.items() if k.startswith("views.")}
             tensors |= {k: torch.empty(v.shape, dtype=v.dtype) for k, v in quick.items()}
+        if any(key in found for key in _FUSION):  # before it is calibrated, a model has none
+            tensors |= {key: torch.empty(len(config.model_views), dtype=torch.float64) for key in _FUSION}
     return tensors
 
 
@@ -556,12 +558,13 @@ def _statistics(similarity: Similarity) -> dict[str, Tensor]:
     return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}
 
 
-def _check_backbone(recorded: Any, present: Mapping[str, str], folder: Path) -> None:
+def _check_backbone(key: str, card: Mapping[str, Any], present: Mapping[str, str], folder: Path) -> None:
+    recorded, option = card.get(key), f"{key}_weights"
     if not isinstance(recorded, Mapping) or not present:
         return
     if recorded.get("fingerprint") != present["fingerprint"]:
         raise PadError(
             f"{folder} was trained with other weights of the backbone {present['name']} than these, "
-            "so its scores would not be comparable; give the right file with --backbone-weights (in training "
-            "with --set backbone_weights=FILE)"
+            f"so its scores would not be comparable; give the right file with --{option.replace('_', '-')} "
+            f"(in training with --set {option}=FILE)"
         )

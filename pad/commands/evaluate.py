@@ -59,7 +59,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     with _stoppable() as check:
         images = resolve(arguments.data, "evaluate", arguments.data_root)
         detector = Detector.load(
-            arguments.model, arguments.device, arguments.backbone_weights, arguments.allow_downloads
+            arguments.model,
+            arguments.device,
+            arguments.backbone_weights,
+            arguments.allow_downloads,
+            arguments.view_backbone_weights,
         )
         with _visuals(detector, images, arguments) as visuals:
             rows = _score_and_write(detector, images, arguments, visuals, check)
