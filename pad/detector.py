@@ -126,12 +126,21 @@ class Detector:
 
     def score_batch(self, x: Tensor) -> Tensor:
         """A(x), (n,) float32 on the CPU."""
-        return self._fused(self.score_views(x))
+        return self.fused(self.score_views(x))
+
+    def fused(self, views: Tensor) -> Tensor:
+        """A(x), (n,), of the scores in each view, (n, v). Raises PadError if several views are not calibrated:
+        without it nobody knows what is unusual in each."""
+        if views.shape[1] == 1:
+            return views[:, 0]
+        if self.fusion is None:
+            raise PadError("its views are not calibrated; `pad calibrate MODEL NORMAL_IMAGES` does it")
+        return torch.from_numpy(self.fusion.fuse(views.numpy()))
 
     def anomaly_map(self, x: Tensor) -> Tensor:
         """Where the image differs, (n, s, s) float32 >= 0: by *parts*, else by the generator.
 
-        It is smoothed over a sixteenth of the image: what matters is the region, not the sharpest pixel.
+        It is smoothed: what matters is the region, not the sharpest pixel.
         """
         return self.examine(x).maps
 
@@ -145,7 +154,7 @@ class Detector:
             features = self._features(x)
             columns.append(self.quick.scores(features))
         views = torch.cat(columns, 1)
-        scores = self._fused(views) if self.fusion or len(self.views) == 1 else views[:, 0]
+        scores = self.fused(views) if self.fusion or len(self.views) == 1 else views[:, 0]
         nearest = compared.nearest if compared else self._nearest_kept(x, features)
         latents = compared.latents if compared else self._placed(features)
         if compared is not None and (self.quick is None or "parts" not in self.quick.names):
@@ -185,14 +194,6 @@ class Detector:
             return self.quick.kept.nearest(features)
         return torch.zeros_like(at_side(x.cpu(), min(MAP_SIDE, x.shape[-1])))
 
-    def _fused(self, views: Tensor) -> Tensor:
-        """(n,) of (n, v)."""
-        if views.shape[1] == 1:
-            return views[:, 0]
-        if self.fusion is None:
-            raise PadError("its views are not calibrated; `pad calibrate MODEL NORMAL_IMAGES` does it")
-        return torch.from_numpy(self.fusion.fuse(views.numpy()))
-
     def scoring_by(self, config: Config) -> Detector:
         """The same networks under a recipe that differs in SCORING_SETTINGS at most (pad/config.py): what it
         knows of errors on normal images, and the calibration, are to be had anew."""
@@ -230,14 +231,24 @@ class Detector:
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
     def view_p_values(self, images: Any) -> dict[str, np.ndarray]:
-        """How often a normal image looks at least as unusual, in each view by itself: name -> (n,) float64.
+        """How often a normal image looks at least as unusual, in each view by itself: name -> (n,) float64 in
+        (0, 1]. They say why; the verdict is by the fused score alone.
 
         Raises PadError if the model has no calibration, or an image cannot be read.
         """
+        calibration = self._calibrated()
         warn_of_unit_range(images)
         batches = [views.numpy() for views in self._each_batch(self.score_views, images)]
         scores = np.concatenate(batches) if batches else np.empty((0, len(self.views)), np.float32)
-        return self._calibrated().view_p_values(self.views, scores)
+        return calibration.view_p_values(self.views, scores)
+
+    def each_view_p_values(self, views: Tensor) -> list[dict[str, float]]:
+        """The p-value in each view by its name, for each of n images with the scores (n, v); empty without a
+        calibration."""
+        if self.calibration is None:
+            return [{} for _ in views]
+        columns = self.calibration.view_p_values(self.views, views.numpy())
+        return [{name: float(p[row]) for name, p in columns.items()} for row in range(len(views))]
 
     def p_values(self, images: Any) -> np.ndarray:
         """Conformal p-values, (n,) float64 in (0, 1]: how often a normal image scores at least as high.
@@ -258,8 +269,8 @@ class Detector:
         return calibration.verdicts(self.score(images), fpr, confidence)
 
     def explain(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> list[Explanation]:
-        """Why: for each image the nearest normal image that the generator can make, and where it differs;
-        with the verdict that `predict` gives.
+        """Why: for each image the nearest normal image (that the generator can make or, without one, that the
+        model keeps), where it differs, and in which views it is unusual; with the verdict of `predict`.
 
         Raises PadError if an image cannot be read. Warns as `score` and `predict` do.
         """
@@ -280,14 +291,19 @@ class Detector:
         iterator = pictures_of(images)
         while chunk := list(islice(iterator, SHOWN_AT_ONCE)):
             examined = self.examine(batch_tensor([given for _, given in chunk], config))
-            for (picture, given), score, nearest, anomaly_map in zip(
-                chunk, examined.scores.tolist(), examined.nearest, examined.maps, strict=True
+            for (picture, given), score, nearest, anomaly_map, views in zip(
+                chunk,
+                examined.scores.tolist(),
+                examined.nearest,
+                examined.maps,
+                self.each_view_p_values(examined.views),
+                strict=True,
             ):
                 # Tensors come prepared: the recipe's crop is already behind them.
                 seen = config.replace(crop=None) if hasattr(given, "detach") else config
-                row = make_row("", score, self.calibration, fpr, confidence=confidence)
+                row = make_row("", score, self.calibration, fpr, confidence=confidence, views=views)
                 yield make_explanation(
-                    picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale
+                    picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale, row.views
                 )
 
     def trained_among(self, images: Any) -> np.ndarray:
@@ -348,6 +364,7 @@ class Detector:
         extra["map_scale"] = MapScale.from_maps(maps()).to_dict()
         scores = torch.cat(views).numpy()
         if quick_scores is not None:
+            extra["cross_fitted"] = True
             scores[:, len(self.views) - quick_scores.shape[1] :] = quick_scores
         return self.calibrate_on(scores, torch.cat(latents), extra)
 
@@ -360,7 +377,7 @@ class Detector:
 
         measured: dict[str, Any] = dict(extra)
         self.fusion = Fusion.fit(self.views, views) if len(self.views) > 1 else None
-        scores = self._fused(torch.from_numpy(views))
+        scores = self.fused(torch.from_numpy(views))
         if len(self.views) > 1:
             measured["views"] = {
                 name: [float(f"{value:.9g}") for value in np.sort(column)]

@@ -85,7 +85,8 @@ def calibrate_quick(detector: Detector, looked: Looked, scores: np.ndarray) -> N
     """Calibrates a detector without a generator by the scores that `fit_quick` gave."""
     maps = (m for part in torch.arange(len(looked.features)).split(BATCH_SIZE)
             for m in detector.quick_maps(looked.features.take(part)).numpy())  # fmt: skip
-    detector.calibrate_on(scores, None, {"map_scale": MapScale.from_maps(maps).to_dict()})
+    extra = {"cross_fitted": True, "map_scale": MapScale.from_maps(maps).to_dict()}
+    detector.calibrate_on(scores, None, extra)
 
 
 def fitted_on(images: ImageSet, first: int, seed: int) -> ImageSet:
