@@ -1,7 +1,7 @@
 """Any image model of `timm` as a frozen backbone, and EfficientNet-Lite2 from its PyPI package.
 
-A backbone gives a picture in two ways: *deep* features, the vector that the network's own pooling makes of its
-last layer, and *local* ones, feature maps of two layers on the way:
+A backbone gives a picture in two ways: *deep* features, the vector that the network's own pooling makes of
+its last layer, and *local* ones, feature maps of two layers on the way:
 
 - of hierarchical networks the layers of stride 8 and 16;
 - of transformers of one resolution the blocks at a third and at two thirds of the depth.

@@ -1,10 +1,11 @@
-"""Every normal image both teaches and tests: views are fitted in folds, each image judged by a fit without it.
+"""Every normal image both teaches and tests: views are fitted in folds, each image judged by a fit without
+it.
 
-Of n images none is thrown away. The scores that come out of this calibrate the views that are fitted on all n:
-K-fold cross-conformal prediction (Vovk, 2015), and for few images the jackknife. What theory guarantees for any
-data is twice the rate asked, for comparisons fold by fold (Barber et al., arXiv:1905.02928); what is measured
-is the rate asked (docs/photographs.md), since a fit on n images differs little from one on n (1 − 1/K), and is
-the better one.
+Of n images none is thrown away. The scores that come out of this calibrate the views that are fitted on all
+n: K-fold cross-conformal prediction (Vovk, 2015), and for few images the jackknife. What theory guarantees
+for any data is twice the rate asked, for comparisons fold by fold (Barber et al., arXiv:1905.02928); what is
+measured is the rate asked (docs/photographs.md), since a fit on n images differs little from one on n (1 −
+1/K), and is the better one.
 """
 
 from __future__ import annotations

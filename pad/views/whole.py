@@ -2,8 +2,8 @@
 
     s(x) = (Π_l d_l(x))^(1/L)
 
-d_l is the Mahalanobis distance under a Gaussian of one deep layer's features, pooled over places and divided by
-their length (Rippel et al., arXiv:2005.14140, without the division); by default of the last layer alone.
+d_l is the Mahalanobis distance under a Gaussian of one deep layer's features, pooled over places and divided
+by their length (Rippel et al., arXiv:2005.14140, without the division); by default of the last layer alone.
 """
 
 from __future__ import annotations
