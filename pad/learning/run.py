@@ -226,8 +226,7 @@ def check_recipe(config: Config, start: Detector | None = None, data_root: Path 
     """
     if start is not None:
         check_start(config, start)
-    with torch.device("meta"):  # sizes without memory
-        build_networks(config)
+    build_networks(config)
     build_similarity(config).prepare(torch.zeros(1, config.channels, config.size, config.size))
     if config.statistics != "normal" and start is None:
         resolve([config.statistics], "evaluate", data_root)
