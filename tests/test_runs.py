@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 TINY = [
     "latent_dim=4", "generator_channels=[4,4,4]", "encoder_channels=[4,4,4]", "critic_channels=[4,4,4]",
     "latent_critic_channels=[8]", "similarity=l1", "batch_size=4", "log_every=1", "checkpoint_every=1",
-    "sample_every=0",
+    "sample_every=0", "views=generator",
 ]  # fmt: skip
 
 

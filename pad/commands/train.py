@@ -11,6 +11,7 @@ from pad.config import Config, from_mapping, load_recipe, parse_assignments, to_
 from pad.detector import Detector
 from pad.devices import pick_device
 from pad.errors import PadError
+from pad.images.identity import Hashes, hashes_of, joined
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.learning.replay import NO_REPLAY, Replay, format_quality, make_replay
@@ -61,26 +62,24 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
     settings = _given(arguments)
     images = resolve(request["data"], "train", request["data_root"])
     recipe = before.get("recipe") or (checkpoint["recipe"] if checkpoint else None)
-    start = _start(request, before, {**(recipe or {}), **settings}, arguments.device)
+    start = _start(request, before, {**(recipe or {}), **settings}, arguments)
     if recipe is None:
-        config = _fresh_config(start, arguments.config, settings, images)
+        config = _fresh_config(start, arguments.config, settings, images, bool(request["minutes"]))
     else:
         config = _resumed_config(recipe, arguments.config, settings)
     if checkpoint is not None:
         _check_unchanged(from_mapping(checkpoint["recipe"]), config)
     check_recipe(config, start, request["data_root"])
-    training, calibration = split_images(images, config)
-    replay = _replay(start, request, before, len(training)) if start else None
+    trained = start.trained_on if start else None
+    training, calibration = split_images(images, config, trained, progress=True)
+    new = joined(hashes_of(training), hashes_of(calibration))
+    replay = _replay(start, request, before, len(training), new) if start else None
     folder.write_request({**request, "recipe": to_mapping(config)})
-    if arguments.resume and checkpoint is None:
+    if arguments.resume and checkpoint is None and config.has_generator:
         print(f"{folder.path} has no checkpoint yet: starting from the beginning", file=sys.stderr)
-    length = f"{request['minutes']:g} minutes" if request["minutes"] else f"{config.steps} steps"
-    since = f", from step {checkpoint['trainer']['steps_done']}" if checkpoint else ""
-    print(
-        f"training on {training.describe()} for {length}{since}; "
-        f"{len(calibration)} more are kept for calibration",
-        flush=True,
-    )
+    _announce(config, training, calibration, request["minutes"], checkpoint)
+    if start is not None:
+        _say_what_was_trained_on(start, training)
     detector = train_detector(
         config,
         training,
@@ -98,6 +97,31 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
     if start is not None:
         _report_fine_tuning(detector, replay)
     return 0
+
+
+def _announce(
+    config: Config,
+    training: ImageSet,
+    calibration: ImageSet,
+    minutes: float | None,
+    checkpoint: dict[str, Any] | None,
+) -> None:
+    """What is seen of the images, what will be done, and which rates can be held afterwards."""
+    seen = f"read at {config.input_side}x{config.input_side}, {'grey' if config.channels == 1 else 'colour'}"
+    if config.fit == "crop":
+        seen += ", cropped to their centre where they are not square"
+    if not config.has_generator:
+        print(f"fitting the views {', '.join(config.quick_views)} on {training.describe()} ({seen})")
+        judges = len(training)
+    else:
+        length = f"{minutes:g} minutes" if minutes else f"{config.steps} steps"
+        since = f", from step {checkpoint['trainer']['steps_done']}" if checkpoint else ""
+        print(
+            f"training on {training.describe()} ({seen}) for {length}{since}; "
+            f"{len(calibration)} more are kept for calibration"
+        )
+        judges = len(calibration)
+    print(f"false-alarm rates from {100 / (judges + 1):.2g} % up can be held", flush=True)
 
 
 # What was asked for, now or when the run was started -----------------------------------------------
@@ -166,7 +190,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _start(
-    request: dict[str, Any], before: dict[str, Any], settings: dict[str, Any], device: str
+    request: dict[str, Any], before: dict[str, Any], settings: dict[str, Any], arguments: argparse.Namespace
 ) -> Detector | None:
     """The model to go on from; its fingerprint is recorded in the request. Raises PadError if it is another
     one than before."""
@@ -181,10 +205,26 @@ def _start(
     if not request["from"]:
         return None
     weights = settings.get("backbone_weights")
-    return Detector.load(folder, device, None if weights is None else str(weights))
+    return Detector.load(
+        folder, arguments.device, None if weights is None else str(weights), arguments.allow_downloads
+    )
 
 
-def _replay(start: Detector, request: dict[str, Any], before: dict[str, Any], count: int) -> Replay | None:
+def _say_what_was_trained_on(start: Detector, training: ImageSet) -> None:
+    if start.trained_on is None:
+        print(
+            "note: the model to go on from does not say which images it was trained on (an older version "
+            "made it); if any are among --data or --replay, more new normal images than promised may be "
+            "flagged",
+            file=sys.stderr,
+        )
+    elif before := int(start.trained_among(training).sum()):
+        print(f"{before} of these were trained on before; none of them calibrates", flush=True)
+
+
+def _replay(
+    start: Detector, request: dict[str, Any], before: dict[str, Any], count: int, new: Hashes
+) -> Replay | None:
     """What is replayed of the model that is fine-tuned, as many images as there are new ones; the fingerprint
     of a folder of images is recorded in the request. Raises PadError if it is another replay than before."""
     none, folder = request["replay"] == [NO_REPLAY], None
@@ -193,7 +233,7 @@ def _replay(start: Detector, request: dict[str, Any], before: dict[str, Any], co
         request["replay_sha256"] = folder.fingerprint()["sha256"]
     if "recipe" in before and _what_is_replayed(before) != _what_is_replayed(request):
         raise PadError("--resume: the run was started with another --replay; give that, or another --out")
-    return None if none else make_replay(start, count, folder)
+    return None if none else make_replay(start, count, folder, new)
 
 
 def _what_is_replayed(request: dict[str, Any]) -> Any:
@@ -205,10 +245,10 @@ def _what_is_replayed(request: dict[str, Any]) -> Any:
 
 
 def _fresh_config(
-    start: Detector | None, name: str | None, settings: dict[str, Any], images: ImageSet
+    start: Detector | None, name: str | None, settings: dict[str, Any], images: ImageSet, timed: bool
 ) -> Config:
     if start is None:
-        return build_config(name, settings, images)
+        return build_config(name, settings, images, timed)
     steps = max(round(FINE_TUNING_SHARE * start.config.steps), min(FINE_TUNING_STEPS, start.config.steps))
     # In so few steps the critics, which are as they were, add time and nothing that was measurable.
     values = {**to_mapping(start.config), "steps": steps, "warm_up": 1.0, "critic_head_start": 0.0}
@@ -240,8 +280,9 @@ def _check_unchanged(before: Config, now: Config) -> None:
 
 def _report(detector: Detector, folder: Path) -> None:
     training = detector.card["training"]
+    done = f"trained for {training['steps']} steps" if training["steps"] else "fitted"
     print(
-        f"trained for {training['steps']} steps in {training['seconds'] / 60:.1f} minutes; "
+        f"{done} in {training['seconds'] / 60:.1f} minutes; "
         f"calibrated on {len(detector.calibration.scores) if detector.calibration else 0} normal images"
     )
     print(f"model: {folder / 'model'}\nscore images with: python evaluate.py {folder} IMAGES --out RESULTS")

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -25,11 +24,14 @@ from tqdm import tqdm
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
 from pad.errors import PadError
-from pad.images.imageset import ImageSet
+from pad.images.identity import NO_HASHES, Hashes, hashes_of, joined, with_hashes
+from pad.images.imageset import ImageSet, joined_sets
+from pad.images.resize import at_side
 from pad.images.resolve import resolve
 from pad.images.stream import load_all, stream
 from pad.judging.calibration import calibration_split
-from pad.learning.replay import MixedImages, Replay, calibrate_both, compare
+from pad.learning.quick import FIT_IMAGES, calibrate_quick, fit_quick, fitted_on, look
+from pad.learning.replay import MixedImages, Replay, calibrate_both, compare, generator_of
 from pad.learning.trainer import (
     CACHE_BYTES,
     Images,
@@ -47,6 +49,8 @@ from pad.similarity.relative import RelativePerceptualL1
 from pad.store.files import atomic
 from pad.store.model_folder import present, read_model
 from pad.store.run_folder import RunFolder
+from pad.views.generator import GeneratorView
+from pad.views.quick import build_quick
 
 MINIMUM_IMAGES = 8
 GRID_COLUMNS = 8
@@ -72,6 +76,10 @@ _FIXED_BY_MODEL = (
     "backbone_scale",
     "feature_weights",
     "residual_components",
+    "views",
+    "view_backbone",
+    "view_size",
+    "input_size",
 )
 
 
@@ -106,7 +114,7 @@ class FileImages:
     def batch(self, indices: Tensor) -> Tensor:
         chosen = self.images.subset(indices.tolist())
         batches = list(stream(chosen, self.config, batch_size=max(1, len(chosen) // 4), workers=4))
-        readable = torch.cat([batch.tensor for batch in batches])
+        readable = at_side(torch.cat([batch.tensor for batch in batches]), self.config.size)
         if not len(readable):
             raise PadError(f"{self.images.describe()}: a whole batch of {len(chosen)} images cannot be read")
         # Others of the batch stand in for those that cannot be read, so that its size stays.
@@ -119,18 +127,31 @@ def load_images(images: ImageSet, config: Config, progress: bool = False) -> tup
     if bytes_needed > CACHE_BYTES:
         return FileImages(images, config), []
     with _bar(len(images), "reading", "image", progress) as bar:
-        pixels, _, errors = load_all(images, config, half=True, progress=bar.update)
+        pixels, _, errors = load_all(images, config, half=True, progress=bar.update, side=config.size)
     return MemoryImages(pixels), [f"{images.samples[i].name}: {reason}" for i, reason in errors]
 
 
-def split_images(images: ImageSet, config: Config) -> tuple[ImageSet, ImageSet]:
-    """Normal images to train on, and those kept back for calibration.
+def split_images(
+    images: ImageSet, config: Config, trained: Hashes | None = None, progress: bool = False
+) -> tuple[ImageSet, ImageSet]:
+    """Normal images to train on, and those kept back for calibration, by their content (`calibration_split`).
 
-    Raises PadError if there are fewer than 8, saying how many and where.
+    Without a generator all are trained on: they are judged by cross-fitting.
+    trained: hashes of what a model was trained on that is to be fine-tuned; none of it calibrates.
+    Raises PadError if there are fewer than 8, saying how many and where, or if none can calibrate.
     """
     if len(images) < MINIMUM_IMAGES:
         raise PadError(f"training takes at least {MINIMUM_IMAGES} normal images; found {images.describe()}")
-    training, calibration = calibration_split(len(images), config.calibration_fraction, seed=config.seed)
+    with _bar(len(images), "comparing", "image", progress) as bar:
+        images = with_hashes(images, progress=bar.update)
+    if not config.has_generator:
+        return images, images.subset([])
+    try:
+        training, calibration = calibration_split(
+            hashes_of(images), config.calibration_fraction, seed=config.seed, trained=trained
+        )
+    except PadError as error:
+        raise PadError(f"{images.source}: {error}") from None
     return images.subset(training.tolist()), images.subset(calibration.tolist())
 
 
@@ -178,12 +199,11 @@ def train_detector(
         Interrupted: SIGINT or SIGTERM came, and the run was saved; only with a folder.
     """
     begun = time.monotonic()
+    if not config.has_generator:
+        return _fit_views(config, training, device, folder, begun, progress)
     source, errors = load_images(training, config, progress)
     calibration, more_errors = readable(calibration, config)
-    for line in (errors + more_errors)[:20]:
-        print(f"skipped {line}", file=sys.stderr)
-    if len(errors + more_errors) > 20:
-        print(f"skipped {len(errors + more_errors) - 20} more", file=sys.stderr)
+    _tell_skipped(errors + more_errors)
     if not len(source) or not len(calibration) or len(source) + len(calibration) < MINIMUM_IMAGES:
         raise PadError(
             f"training takes at least {MINIMUM_IMAGES} normal images; only {len(source) + len(calibration)} "
@@ -192,8 +212,15 @@ def train_detector(
     statistics = None
     if config.statistics != "normal" and start is None:
         statistics, _ = load_images(resolve([config.statistics], "evaluate", data_root), config)
-    images = MixedImages(source, replay.training) if replay else source
-    trainer = Trainer(config, images, device, statistics, start.similarity if start else None)
+    trained = joined(
+        hashes_of(training),
+        replay.hashes if replay else NO_HASHES,
+        start.trained_on if start is not None and start.trained_on is not None else NO_HASHES,
+    )
+    images = MixedImages(source, replay.training, config.size) if replay else source
+    trainer = Trainer(
+        config, images, device, statistics, start.generator.similarity if start and start.generator else None
+    )
     if start is not None:
         start_from(trainer, start)
     card: dict[str, Any] = {
@@ -212,10 +239,48 @@ def train_detector(
             "replayed_images": len(replay.training) if replay else 0,
         }
     run_folder = None if folder is None else RunFolder(folder)
-    run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, start, replay)
+    run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, trained, start, replay)
+    run.training_images = training
     if checkpoint is not None:
         run.resume(checkpoint)
     return run.run()
+
+
+def _fit_views(
+    config: Config, images: ImageSet, device: torch.device, folder: Path | None, begun: float, progress: bool
+) -> Detector:
+    """A detector of the quick views alone: fitted, cross-fitted and calibrated on all images."""
+    detector = Detector(config, None, build_quick(config), device)
+    looked = look(detector, fitted_on(images, 0, config.seed), progress)
+    skipped = [f"{images.samples[i].name}: {reason}" for i, reason in looked.errors]
+    _tell_skipped(skipped)
+    calibrate_quick(detector, looked, fit_quick(detector, looked))
+    detector.card = {
+        "versions": versions(),
+        "data": {
+            **images.fingerprint(),
+            "images": len(looked.indices),
+            "calibration_images": len(looked.indices),
+            "skipped": len(skipped),
+        },
+        "training": {
+            "steps": 0,
+            "seconds": round(time.monotonic() - begun, 1),
+            "hardware": hardware(device),
+            "finished": True,
+        },
+    }
+    detector.trained_on = hashes_of(images)
+    if folder is not None:
+        detector.save(RunFolder(folder).model)
+    return detector
+
+
+def _tell_skipped(lines: list[str]) -> None:
+    for line in lines[:20]:
+        print(f"skipped {line}", file=sys.stderr)
+    if len(lines) > 20:
+        print(f"skipped {len(lines) - 20} more", file=sys.stderr)
 
 
 def check_recipe(config: Config, start: Detector | None = None, data_root: Path | None = None) -> None:
@@ -226,8 +291,12 @@ def check_recipe(config: Config, start: Detector | None = None, data_root: Path 
     """
     if start is not None:
         check_start(config, start)
-    build_networks(config)
-    build_similarity(config).prepare(torch.zeros(1, config.channels, config.size, config.size))
+    if config.has_generator:
+        with torch.device("meta"):  # sizes without memory
+            build_networks(config)
+        build_similarity(config).prepare(torch.zeros(1, config.channels, config.size, config.size))
+    if config.quick_views:
+        build_quick(config)
     if config.statistics != "normal" and start is None:
         resolve([config.statistics], "evaluate", data_root)
     if config.tensorboard:
@@ -247,7 +316,7 @@ def check_start(config: Config, start: Detector) -> None:
 
 def start_from(trainer: Trainer, start: Detector) -> None:
     """Takes the weights of a trained detector, the critics' too."""
-    weights = start.networks.state_dict()
+    weights = generator_of(start).networks.state_dict()
     trainer.networks.load_state_dict(weights)
     trainer.averaged.load_state_dict({k: v for k, v in weights.items() if "critic" not in k})
 
@@ -281,14 +350,34 @@ def finished_detector(
     if detector.card["data"].get("sha256") != training.fingerprint()["sha256"]:
         raise PadError(f"{folder} was trained on other images than {training.source}: name another folder")
     detector = detector.scoring_by(config)
+    if detector.generator is None:
+        raise PadError(f"{folder} has no generator: there is nothing to be taken over")
     images, _ = load_images(training.subset(residual_indices(len(training)).tolist()), config)
-    detector.fit_residuals(in_batches(images, torch.arange(len(images))))
-    detector.calibrate(calibration)
+    detector.generator.fit_residuals(in_batches(images, torch.arange(len(images))))
+    _calibrate(detector, training, calibration, False)
     now, then = versions(), detector.card["versions"].get("commit")
     if then and then != now.get("commit"):
         detector.card["training"].setdefault("commit", then)
         detector.card["versions"] = now
     return detector
+
+
+def _calibrate(detector: Detector, training: ImageSet, calibration: ImageSet, progress: bool) -> None:
+    """Fits the quick views, if there are any, on all images, and calibrates all views on held-out ones."""
+    if detector.quick is None:
+        detector.calibrate(calibration)
+        return
+    first = len(calibration)
+    looked = look(
+        detector, fitted_on(joined_sets(calibration, training), first, detector.config.seed), progress
+    )
+    scores = fit_quick(detector, looked)
+    judged = [row for row, index in enumerate(looked.indices) if index < min(first, FIT_IMAGES // 2)]
+    detector.calibrate(
+        calibration.subset([looked.indices[row] for row in judged]), quick_scores=scores[judged]
+    )
+    known = NO_HASHES if detector.trained_on is None else detector.trained_on
+    detector.trained_on = joined(known, hashes_of(calibration))
 
 
 class Run:
@@ -304,17 +393,19 @@ class Run:
         minutes: float | None,
         begun: float,
         progress: bool,
+        trained_on: Hashes,
         start: Detector | None = None,
         replay: Replay | None = None,
     ) -> None:
         self.trainer, self.config = trainer, trainer.config
         self.calibration, self.card, self.folder, self.minutes = calibration, card, folder, minutes
         self.begun, self.progress = begun, progress
-        self.start, self.replay = start, replay
+        self.trained_on, self.start, self.replay = trained_on, start, replay
         self.received: list[int] = []  # signals
         self.saved: int | None = None  # the step of the newest checkpoint
         self.trained = False  # to the end, and saved
         self.writer: Any = None
+        self.training_images: ImageSet = calibration.subset([])
 
     def run(self) -> Detector:
         """Trains to the end, or from where `resume` has put it, and makes the model."""
@@ -443,15 +534,18 @@ class Run:
         }
         similarity = copy.deepcopy(trainer.similarity)
         card = {**self.card, "training": training}
-        detector = Detector(self.config, nn.ModuleDict(networks), similarity, trainer.device, None, card)
+        generator = GeneratorView(self.config, nn.ModuleDict(networks), similarity, trainer.device)
+        quick = build_quick(self.config) if self.config.quick_views else None
+        detector = Detector(self.config, generator, quick, trainer.device, None, card, self.trained_on)
         few = self.calibration.subset(range(min(BATCH_SIZE, len(self.calibration))))
-        if not np.isfinite(detector.score(few)).all():
-            raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
+        for batch in stream(few, self.config, BATCH_SIZE):
+            if not generator.score(at_side(batch.tensor, self.config.size)).isfinite().all():
+                raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
         chosen = residual_indices(len(trainer.images))
         # The replayed images of an old model are its own and easy for it: how it errs on real ones it knows.
-        old = self.start if self.replay else None
-        detector.fit_residuals(in_batches(trainer.images, chosen), old)
-        detector.calibrate(self.calibration)
+        old = self.start.generator if self.start and self.replay else None
+        generator.fit_residuals(in_batches(trainer.images, chosen), old)
+        _calibrate(detector, self.training_images, self.calibration, self.progress)
         if self.start is not None and self.replay is not None:
             calibrate_both(detector, self.start, self.replay)
         return detector
