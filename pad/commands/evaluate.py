@@ -54,16 +54,27 @@ class Scored(NamedTuple):
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """`pad evaluate`: model, data -> scores and summary."""
+    if arguments.confidence is not None and arguments.fdr is not None:
+        raise PadError("--confidence goes with --fpr, not with --fdr: leave one of them away")
     with _stoppable() as check:
         images = resolve(arguments.data, "evaluate", arguments.data_root)
-        detector = Detector.load(arguments.model, arguments.device, arguments.backbone_weights)
+        detector = Detector.load(
+            arguments.model, arguments.device, arguments.backbone_weights, arguments.allow_downloads
+        )
         with _visuals(detector, images, arguments) as visuals:
             rows = _score_and_write(detector, images, arguments, visuals, check)
             scored = [row for row in rows if row.score is not None]
             if not scored:
                 raise PadError(f"no usable image among {images.describe()}: {rows[0].path}: {rows[0].error}")
             pixels = visuals.pixels if visuals else None
-            summary = summarize(rows, detector.calibration, arguments.fpr, arguments.fdr, pixels)
+            summary = summarize(
+                rows,
+                detector.calibration,
+                arguments.fpr,
+                arguments.fdr,
+                pixels,
+                confidence=arguments.confidence,
+            )
             summary["model"] = arguments.model
             if visuals and visuals.without_mask:
                 summary["notes"].append(
@@ -92,7 +103,12 @@ def _score_and_write(
     try:
         with writer or nullcontext():
             for batch in score_batches(
-                detector, images, arguments.fpr, arguments.batch_size, visuals is not None
+                detector,
+                images,
+                arguments.fpr,
+                arguments.batch_size,
+                visuals is not None,
+                arguments.confidence,
             ):
                 rows += batch.rows.values()
                 if writer:
@@ -169,6 +185,7 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
         Path(arguments.out) / "report.html",
         calibration=detector.calibration,
         fpr=arguments.fpr,
+        confidence=arguments.confidence,
         fdr=arguments.fdr,
         config=detector.config,
         scale=scale_of(detector.calibration),
@@ -187,7 +204,12 @@ def score_rows(detector: Detector, images: ImageSet, fpr: float, batch_size: int
 
 
 def score_batches(
-    detector: Detector, images: ImageSet, fpr: float, batch_size: int, examine: bool = False
+    detector: Detector,
+    images: ImageSet,
+    fpr: float,
+    batch_size: int,
+    examine: bool = False,
+    confidence: float | None = None,
 ) -> Iterator[Scored]:
     """All images in order, read and scored batch by batch, with a progress bar on a terminal. examine: also
     what is drawn of them."""
@@ -210,7 +232,14 @@ def score_batches(
             for index, (score, error) in sorted(results.items()):
                 sample = images.samples[index]
                 rows[index] = make_row(
-                    sample.name, score, detector.calibration, fpr, error, sample.anomalous, sample.kind
+                    sample.name,
+                    score,
+                    detector.calibration,
+                    fpr,
+                    error,
+                    sample.anomalous,
+                    sample.kind,
+                    confidence,
                 )
             yield Scored(rows, batch.indices, examined)
             bar.update(len(results))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 Purpose = Literal["train", "evaluate"]
@@ -45,6 +46,9 @@ class ImageSet:
     contents: list[Content] = field(repr=False)
     keys: list[str] = field(repr=False)
     source: str  # what was asked for, without the path to it
+    hashes: NDArray[np.uint64] | None = field(
+        default=None, repr=False, compare=False
+    )  # of the content, if known
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -77,6 +81,7 @@ class ImageSet:
             [self.contents[i] for i in chosen],
             [self.keys[i] for i in chosen],
             self.source,
+            None if self.hashes is None else self.hashes[chosen],
         )
 
     def normal_only(self) -> ImageSet:

@@ -47,8 +47,10 @@ def make_row(
     error: str = "",
     anomalous: bool | None = None,
     kind: str | None = None,
+    confidence: float | None = None,
 ) -> Row:
-    """The row of one image, with its p-value and its verdict at the false-alarm rate `fpr`.
+    """The row of one image, with its p-value and its verdict at the false-alarm rate `fpr`, which holds on
+    average or with a `confidence` (pad/judging/calibration.py).
 
     A score of None, or one that is not a finite number, makes a row with an error and no verdict.
     """
@@ -58,7 +60,8 @@ def make_row(
     if calibration is None:
         return Row(path, float(score), anomalous=anomalous, kind=kind)
     p_value = float(calibration.p_values(score))
-    return Row(path, float(score), p_value, ANOMALY if p_value <= fpr else NORMAL, "", anomalous, kind)
+    verdict = ANOMALY if p_value <= calibration.p_limit(fpr, confidence) else NORMAL
+    return Row(path, float(score), p_value, verdict, "", anomalous, kind)
 
 
 def judge_batch(rows: Sequence[Row], fdr: float) -> list[Row]:

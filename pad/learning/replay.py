@@ -18,7 +18,7 @@ and for the mixture, the rate is an estimate, and the model's card says so.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from pad.errors import PadError
+from pad.images.identity import NO_HASHES, Hashes, hashes_of, with_hashes
 from pad.judging.calibration import Calibration, calibration_split
 from pad.learning.trainer import Images, MemoryImages
 
 if TYPE_CHECKING:
-    from pad.config import Config
     from pad.detector import Detector
     from pad.images.imageset import ImageSet
 
@@ -44,13 +44,14 @@ class Replay:
     """Images of the old normal, (n, channels, size, size) in [-1, 1].
 
     training: to mix among the new ones. held_out: never trained on, to measure and to calibrate by.
-    generated: made by the old model, not real.
+    generated: made by the old model, not real. hashes: of the content of `training`, where it is real.
     """
 
     training: Tensor
     held_out: Tensor
     source: str
     generated: bool
+    hashes: Hashes = field(default_factory=lambda: NO_HASHES)
 
 
 class MixedImages:
@@ -114,17 +115,18 @@ def _latent_shape(detector: Detector) -> tuple[int, int, int]:
 # Making a replay ------------------------------------------------------------------------------------
 
 
-def make_replay(old: Detector, count: int, folder: ImageSet | None = None) -> Replay:
+def make_replay(old: Detector, count: int, folder: ImageSet | None = None, new: Hashes = NO_HASHES) -> Replay:
     """A replay of what `old` calls normal.
 
     Args:
         old: the model that is fine-tuned.
         count: how many images to train on; of `folder`, at most as many as it has.
         folder: images of the old normal; None: the model makes them.
+        new: hashes of the new images, those kept for calibration too: what is among them is not replayed.
 
-    Raises PadError if images of the folder cannot be read, or are fewer than two.
+    Raises PadError if images of the folder cannot be read, are fewer than two, or were all trained on.
     """
-    return _from_model(old, count) if folder is None else _from_images(old.config, count, folder)
+    return _from_model(old, count) if folder is None else _from_images(old, count, folder, new)
 
 
 def _from_model(old: Detector, count: int) -> Replay:
@@ -142,16 +144,32 @@ def _from_model(old: Detector, count: int) -> Replay:
     return Replay(generate(old, mix(latents, count, random)), generate(old, latents), source, True)
 
 
-def _from_images(config: Config, count: int, folder: ImageSet) -> Replay:
+def _from_images(old: Detector, count: int, folder: ImageSet, new: Hashes) -> Replay:
     from pad.images.stream import load_all
 
-    pixels, kept, _ = load_all(folder, config)
+    config = old.config
+    others = np.flatnonzero(~np.isin(hashes_of(folder := with_hashes(folder)), new))
+    if len(others) < 2:
+        raise PadError(
+            f"--replay takes at least 2 normal images that are not among --data; {len(others)} of "
+            f"{folder.describe()} are not"
+        )
+    pixels, kept, _ = load_all(folder.subset(others.tolist()), config)
     if len(kept) < 2:
         raise PadError(
             f"--replay takes at least 2 normal images; {len(kept)} of {folder.describe()} can be read"
         )
-    training, held_out = calibration_split(len(kept), config.calibration_fraction, seed=config.seed)
-    return Replay(pixels[training[:count].tolist()], pixels[held_out.tolist()], folder.source, False)
+    hashes = hashes_of(folder)[others][kept]
+    try:
+        training, held_out = calibration_split(
+            hashes, config.calibration_fraction, seed=config.seed, trained=old.trained_on
+        )
+    except PadError as error:
+        raise PadError(f"--replay {folder.source}: {error}") from None
+    training = training[:count]
+    return Replay(
+        pixels[training.tolist()], pixels[held_out.tolist()], folder.source, False, hashes[training]
+    )
 
 
 def generate(old: Detector, z: Tensor) -> Tensor:

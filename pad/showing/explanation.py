@@ -138,7 +138,9 @@ def make_explanation(
     return Explanation(shown, picture, aligned, box, score, p_value, verdict, scale)
 
 
-def explain_images(detector: Detector, images: Any, fpr: float = 0.05) -> Iterator[Explanation]:
+def explain_images(
+    detector: Detector, images: Any, fpr: float = 0.05, confidence: float | None = None
+) -> Iterator[Explanation]:
     """Explanations of images, one after the other, in flat memory.
 
     images: as `Detector.score` takes them. Raises PadError, naming it, for an image that cannot be read.
@@ -156,7 +158,7 @@ def explain_images(detector: Detector, images: Any, fpr: float = 0.05) -> Iterat
         ):
             # Tensors come prepared: the recipe's crop is already behind them.
             seen = config.replace(crop=None) if hasattr(given, "detach") else config
-            row = make_row("", score, calibration, fpr)
+            row = make_row("", score, calibration, fpr, confidence=confidence)
             yield make_explanation(
                 picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale
             )

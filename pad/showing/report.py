@@ -51,8 +51,8 @@ class ReportWriter:
                 report.add(row, image, nearest, anomaly_map, latent)
             report.finish(summary)
 
-    calibration: of the model, or None. fpr, fdr: what the verdicts were asked to hold. config: of the
-    model, for its crop and fit. scale: what anomaly maps are drawn on; None draws each on its own range.
+    calibration: of the model, or None. fpr, confidence, fdr: what the verdicts were asked to hold. config: of
+    the model, for its crop and fit. scale: what anomaly maps are drawn on; None draws each on its own range.
     model: its name. card: about the model, text or a mapping shown as YAML. command: the command line.
     projection: of the latents, "pca", or "umap" with the extra `pad[umap]`. limit: thumbnails are kept of
     so many images, the most anomalous ones; scores, counts and curves are of all.
@@ -67,6 +67,7 @@ class ReportWriter:
         fpr: float,
         config: Config,
         fdr: float | None = None,
+        confidence: float | None = None,
         scale: MapScale | None = None,
         model: str = "",
         card: str | Mapping[str, Any] = "",
@@ -78,6 +79,7 @@ class ReportWriter:
         check_projection(projection)
         self.path = Path(path)
         self._calibration, self._fpr, self._fdr, self._config = calibration, fpr, fdr, config
+        self._confidence = confidence
         self._scale, self._projection, self._limit = scale, projection, limit
         self._text = {"model": model, "card": card, "command": command, "title": title}
         self._rows: list[Row] = []
@@ -195,6 +197,8 @@ class ReportWriter:
             counts=summary["counts"],
             notes=notes,
             calibration_images=len(self._calibration) if self._calibration else 0,
+            fpr=self._fpr,
+            confidence=self._confidence,
             scale=self._scale,
             unreadable=[(row.path, row.error) for row in self._rows if row.score is None],
             data=self._data(order, summary),
@@ -223,6 +227,7 @@ class ReportWriter:
             "calibration": self._calibration.to_dict()["scores"] if self._calibration else [],
             "threshold": summary["threshold"],
             "fpr": self._fpr,
+            "confidence": self._confidence,
             "fdr": self._fdr,
             "metrics": summary if "roc_auc" in summary else None,
             "kind_metrics": summary.get("kinds"),

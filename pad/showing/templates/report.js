@@ -252,7 +252,8 @@
       el("div", { class: hot ? "tile hot" : "tile", "data-name": name }, el("span", {}, name), el("b", {}, value), el("small", {}, more))));
     const sentence = threshold === Infinity ? whyNothing()
       : `${hits} of ${count} images score at least ${number(threshold)}.` +
-        (calibrated ? ` Of new normal images, at most ${percent(rateAt(threshold))} would.` : "");
+        (calibrated ? ` Of new normal images, at most ${percent(rateAt(threshold))} would on average` +
+          (data.confidence && threshold === start ? `, and at most ${percent(data.fpr)} with a probability of ${percent(data.confidence)}.` : ".") : "");
     $("sentence").textContent = sentence;
     $("slider").setAttribute("aria-valuetext", sentence);
   }
@@ -274,7 +275,7 @@
     wanted = from === "rate" ? +$("rate").value / 100 : from === undefined && !data.fdr ? data.fpr : null;
     if (from !== "slider") placeSlider();
     if (from !== "threshold") $("threshold").value = threshold === Infinity ? "" : String(+threshold.toPrecision(6));
-    const asked = threshold === start && !data.fdr; // then the rate that was asked for, which may not be reached
+    const asked = threshold === start && !data.fdr && !data.confidence; // then the rate that was asked for, which may not be reached
     if (from !== "rate" && calibrated) $("rate").value = String(+(100 * (asked ? data.fpr : rateAt(threshold))).toPrecision(3));
     tiles();
     histogram.draw();
