@@ -324,7 +324,6 @@ def checked(
     rows = list(csv.DictReader(table.open(encoding="utf-8", newline=""))) if table.exists() else []
     found = {row["path"]: row for row in rows}
     montages = {path.name[:6] for path in (out / "explanations").glob("*.montage.png")}
-    told = errors + ((out / "report.html").read_text("utf-8") if (out / "report.html").exists() else "")
     for position, row in enumerate(rows, 1):
         if f"{position:06d}" not in montages and row["score"]:
             fates[row["path"]] = "not drawn"
@@ -335,10 +334,12 @@ def checked(
             fates[str(file)] = "lost"
             continue
         if fates.get(str(file)) == "not drawn":
-            faults["lost pictures"] += "no picture of" not in told
+            faults["lost pictures"] += not any(
+                text in errors for text in (f"no picture of {file}", "more like this")
+            )
         else:
             fates[str(file)] = "scored" if row["score"] else "unreadable"
-    faults["lost rows"] += len(rows) != len(files)
+    faults["lost rows"] += max(0, len(rows) - len(files))  # rows that nobody asked for
     faults["lost pictures"] += bool(rows) and not (out / "report.html").exists()
     return faults, fates
 
