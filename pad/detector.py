@@ -129,8 +129,8 @@ class Detector:
         return self.fused(self.score_views(x))
 
     def fused(self, views: Tensor) -> Tensor:
-        """A(x), (n,), of the scores in each view, (n, v). Raises PadError if several views are not calibrated:
-        without it nobody knows what is unusual in each."""
+        """A(x), (n,), of the scores in each view, (n, v). Raises PadError for several views that are not
+        calibrated: without it nobody knows what is unusual in each."""
         if views.shape[1] == 1:
             return views[:, 0]
         if self.fusion is None:
