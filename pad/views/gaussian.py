@@ -59,7 +59,7 @@ class Gaussian(nn.Module):
         def shrunk(variance: Tensor | float) -> Tensor | float:
             return (1 - shrinkage) * variance + shrinkage * mean_variance + _LEAST_VARIANCE
 
-        self.directions = vectors.half()
+        self.directions = vectors.half().contiguous()  # as it is when loaded, so that scores are too
         self.variances = torch.as_tensor(shrunk(eigenvalues)).float()
         self.rest = torch.tensor(shrunk(max(0.0, left_over)), dtype=torch.float32)
         return self
