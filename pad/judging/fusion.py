@@ -31,8 +31,13 @@ class Fusion:
 
     @classmethod
     def fit(cls, views: Sequence[str], scores: ArrayLike) -> Fusion:
-        """From the scores (n, v) of n >= 2 normal images by models that did not see them."""
+        """From the scores (n, v) of normal images by models that did not see them.
+
+        Raises PadError for fewer than two images.
+        """
         logs = _logs(scores)
+        if len(logs) < 2:
+            raise PadError(f"views are fused by at least 2 normal images; there is {len(logs)}")
         deviation = logs.std(0, ddof=1).clip(min=_LEAST_DEVIATION)
         return cls(tuple(views), logs.mean(0), deviation)
 
