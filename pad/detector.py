@@ -437,15 +437,20 @@ class Detector:
         device: str = "auto",
         backbone_weights: str | None = None,
         allow_downloads: bool = False,
+        view_backbone_weights: str | None = None,
     ) -> Detector:
-        """See `load`."""
+        """See `load`. `view_backbone_weights` is a file for the backbone of the quick views; without it, the
+        first file is for whichever of the two took its weights from a file."""
         from pad.store.hub import resolve_model
         from pad.store.model_folder import read_model
 
         folder = resolve_model(str(model))
         files = read_model(folder, _expected_tensors)
+        recorded = files.config.get("view_backbone")
+        if view_backbone_weights is None and isinstance(recorded, Mapping) and "file" in recorded:
+            backbone_weights, view_backbone_weights = None, backbone_weights
         config = dataclasses.replace(
-            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=backbone_weights
+            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=view_backbone_weights
         )
         target = pick_device(device)
         generator = quick = fusion = None

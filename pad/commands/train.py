@@ -32,7 +32,8 @@ FREE_ON_RESUME = (
     "sample_every",
     "checkpoint_every",
     "tensorboard",
-    "backbone_weights",  # where the file lies; what is in it is checked
+    "backbone_weights",  # where the files lie; what is in them is checked
+    "view_backbone_weights",
 )
 
 
@@ -204,10 +205,11 @@ def _start(
         )
     if not request["from"]:
         return None
-    weights = settings.get("backbone_weights")
-    return Detector.load(
-        folder, arguments.device, None if weights is None else str(weights), arguments.allow_downloads
+    own, of_views = (
+        None if (file := settings.get(key)) is None else str(file)
+        for key in ("backbone_weights", "view_backbone_weights")
     )
+    return Detector.load(folder, arguments.device, own, arguments.allow_downloads, of_views)
 
 
 def _say_what_was_trained_on(start: Detector, training: ImageSet) -> None:

@@ -55,7 +55,14 @@ from pad.views.quick import build_quick
 MINIMUM_IMAGES = 8
 GRID_COLUMNS = 8
 RESIDUAL_IMAGES = 2048  # of the training images, which say how a model errs on normal ones
-_BOOKKEEPING = ("log_every", "sample_every", "checkpoint_every", "tensorboard", "backbone_weights")
+_BOOKKEEPING = (
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "tensorboard",
+    "backbone_weights",
+    "view_backbone_weights",
+)
 
 
 # What the weights of a model depend on.
@@ -338,7 +345,8 @@ def finished_detector(
     """
     if not present(folder / "model"):
         return None
-    detector = Detector.load(folder, device, config.backbone_weights)
+    weights, of_views = config.backbone_weights, config.view_backbone_weights
+    detector = Detector.load(folder, device, weights, view_backbone_weights=of_views)
     if not detector.card.get("training", {}).get("finished"):
         return None
     asked, found = to_mapping(config), to_mapping(detector.config)
@@ -413,8 +421,13 @@ class Run:
             if not self.trained:
                 self._train()
             elif self.folder is not None and _is_model_of(self.folder, self.trainer.steps_done):
-                device, weights = str(self.trainer.device), self.config.backbone_weights
-                return Detector.load(self.folder.model, device, weights)
+                device, config = str(self.trainer.device), self.config
+                return Detector.load(
+                    self.folder.model,
+                    device,
+                    config.backbone_weights,
+                    view_backbone_weights=config.view_backbone_weights,
+                )
             return self._finish()
 
     def resume(self, state: Mapping[str, Any]) -> None:

@@ -72,12 +72,14 @@ def plan(folder: Path, repo: str, private: bool = False) -> Publication:
     if revision is not None:
         raise PadError(f"'{repo}': publish to ORG/NAME, without a revision")
     model = read_model(folder)
-    backbone = model.config.get("backbone")
-    file = backbone.get("file") if isinstance(backbone, dict) else None
-    if weights := file or model.config["recipe"].get("backbone_weights"):
+    recipe = model.config["recipe"]
+    cards = [model.config.get(key) for key in ("backbone", "view_backbone")]
+    weights = [card["file"] for card in cards if isinstance(card, dict) and card.get("file")]
+    weights += [of for key in ("backbone_weights", "view_backbone_weights") if (of := recipe.get(key))]
+    if weights:
         raise PadError(
-            f"{folder / CONFIG} needs the backbone weights {weights}, which nobody else has: train with the"
-            " backbone vgg16-st, or take the name out there if they are torchvision's own"
+            f"{folder / CONFIG} needs the backbone weights {weights[0]}, which nobody else has: train with"
+            " the backbone vgg16-st, or take the name out there if they are torchvision's own"
         )
     files = _collect(folder)
     notes = []
