@@ -41,8 +41,9 @@ Result = TypeVar("Result")
 
 _TRAINED_ON = "trained_on"  # in calibration.json, under "extra"
 _NOT_OF_THE_CARD = ("format", "recipe", "backbone", "view_backbone")  # in config.yaml
-_FUSION = ("fusion.mean", "fusion.deviation")  # in model.safetensors
+_FUSION = ("fusion.mean", "fusion.deviation", "fusion.weights")  # in model.safetensors
 MAP_SIDE = 64  # pixels of the maps that the quick views make
+EXPLAINED_IMAGES = 256  # which say what the generator is worth
 _PLACED = 32  # numbers that place an image in a map of images, where there is no latent
 
 
@@ -366,17 +367,30 @@ class Detector:
         if quick_scores is not None:
             extra["cross_fitted"] = True
             scores[:, len(self.views) - quick_scores.shape[1] :] = quick_scores
-        return self.calibrate_on(scores, torch.cat(latents), extra)
+        return self.calibrate_on(scores, torch.cat(latents), extra, self._explained(images))
+
+    def _explained(self, images: Any) -> float:
+        """The share of the differences between (the first) normal images that the generator explains."""
+        if self.generator is None or self.quick is None:
+            return 0.0
+        generator, first = self.generator, range(EXPLAINED_IMAGES)
+        if hasattr(images, "subset"):
+            images = images.subset(first[: len(images)])
+        elif hasattr(images, "__getitem__") and not isinstance(images, str):
+            images = images[: len(first)]
+        sums = list(self._each_batch(lambda x: generator.explained(self.for_generator(x)), images))
+        own, other = np.sum(sums, axis=0)
+        return 1 - float(own) / max(float(other), 1e-12)
 
     def calibrate_on(
-        self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any]
+        self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any], explained: float = 0.0
     ) -> Calibration:
-        """Sets fusion and calibration from the scores (n, v) of normal images in each view, and their
-        latents."""
+        """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents, and
+        the share of their differences that the generator explains."""
         from pad.latents import kept_latents
 
         measured: dict[str, Any] = dict(extra)
-        self.fusion = Fusion.fit(self.views, views) if len(self.views) > 1 else None
+        self.fusion = Fusion.fit(self.views, views, explained) if len(self.views) > 1 else None
         scores = self.fused(torch.from_numpy(views))
         if len(self.views) > 1:
             measured["views"] = {
@@ -438,7 +452,7 @@ class Detector:
         if self.quick is not None:
             tensors |= {f"views.{key}": value for key, value in self.quick.state_dict().items()}
         if self.fusion is not None:
-            numbers = (self.fusion.mean, self.fusion.deviation)
+            numbers = (self.fusion.mean, self.fusion.deviation, self.fusion.weights)
             tensors |= {key: torch.from_numpy(values) for key, values in zip(_FUSION, numbers, strict=True)}
         # The path of a weights file means nothing on another machine; the fingerprint says which it was.
         recipe = {**to_mapping(self.config), "backbone_weights": None, "view_backbone_weights": None}
@@ -457,12 +471,16 @@ class Detector:
         allow_downloads: bool = False,
         view_backbone_weights: str | None = None,
     ) -> Detector:
-        """See `load`."""
+        """See `load`. `view_backbone_weights` is a file for the backbone of the quick views; without it, the
+        first file is for whichever of the two took its weights from a file."""
         from pad.store.hub import resolve_model
         from pad.store.model_folder import read_model
 
         folder = resolve_model(str(model))
         files = read_model(folder, _expected_tensors)
+        recorded = files.config.get("view_backbone")
+        if view_backbone_weights is None and isinstance(recorded, Mapping) and "file" in recorded:
+            backbone_weights, view_backbone_weights = None, backbone_weights
         config = dataclasses.replace(
             files.recipe, backbone_weights=backbone_weights, view_backbone_weights=view_backbone_weights
         )
@@ -486,8 +504,7 @@ class Detector:
             _check_backbone("view_backbone", files.config, quick.backbone.card(), folder)
             quick.load(_quick_state(files.tensors))
         if _FUSION[0] in files.tensors:
-            mean, deviation = (files.tensors[key] for key in _FUSION)
-            fusion = Fusion.checked(config.model_views, mean, deviation, str(folder))
+            fusion = Fusion.checked(config.model_views, *(files.tensors[key] for key in _FUSION), str(folder))
         calibration = files.calibration and Calibration.from_dict(
             files.calibration, f"{folder / 'calibration.json'}"
         )
