@@ -385,8 +385,8 @@ class Detector:
     def calibrate_on(
         self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any], explained: float = 0.0
     ) -> Calibration:
-        """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents, and
-        the share of their differences that the generator explains."""
+        """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents,
+        and the share of their differences that the generator explains."""
         from pad.latents import kept_latents
 
         measured: dict[str, Any] = dict(extra)
@@ -504,7 +504,7 @@ class Detector:
             _check_backbone("view_backbone", files.config, quick.backbone.card(), folder)
             quick.load(_quick_state(files.tensors))
         if _FUSION[0] in files.tensors:
-            fusion = Fusion.checked(config.model_views, *(files.tensors[key] for key in _FUSION), str(folder))
+            fusion = Fusion.checked(config.model_views, [files.tensors[key] for key in _FUSION], str(folder))
         calibration = files.calibration and Calibration.from_dict(
             files.calibration, f"{folder / 'calibration.json'}"
         )
