@@ -197,7 +197,8 @@ def _fetch_blob(cache: Cache, commit: str, file: Remote, deadline: Deadline, ane
                 return
             part.unlink()
     raise PadError(
-        f"hf-hub:{cache.repo}: {file.name} is not the file that the hub announced ({file.digest[:12]}…); refused"
+        f"hf-hub:{cache.repo}: {file.name} is not the file that the hub announced "
+        f"({file.digest[:12]}…); refused"
     )
 
 
