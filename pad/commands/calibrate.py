@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pad.detector import Detector
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.images.resolve import resolve
 from pad.learning.run import readable
 
@@ -26,7 +26,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
     )
     images, errors = readable(images, detector.config)
     for line in errors[:SHOWN]:
-        print(f"skipped {line}", file=sys.stderr)
+        print(printable(f"skipped {line}"), file=sys.stderr)
     if not len(images):
         raise PadError(f"none of the images in {images.source} can be read")
     calibration = detector.calibrate(images)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pad.config import to_mapping
 from pad.detector import Detector, Examined
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.images.stream import Batch, each_batch
@@ -50,7 +50,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             visuals.finish(rows, summary, Path(arguments.out))
     print(f"{_most_anomalous(scored)}\n\n{format_table(summary)}", file=_table_stream(arguments))
     for row in [row for row in rows if row.error][:SHOWN]:
-        print(f"skipped {row.path}: {row.error}", file=sys.stderr)
+        print(printable(f"skipped {row.path}: {row.error}"), file=sys.stderr)
     return 3 if arguments.fail_on_anomaly and summary["counts"]["flagged"] else 0
 
 
@@ -134,8 +134,7 @@ def _most_anomalous(rows: list[Row]) -> str:
     for row in shown:
         p_value = "       " if row.p_value is None else f"{row.p_value:7.4f}"
         mark = "ANOMALY" if row.verdict == ANOMALY else f"{row.verdict:7}"
-        name = row.path.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
-        lines.append(f"{row.score:8.4f}  {p_value}  {mark}  {name}")
+        lines.append(f"{row.score:8.4f}  {p_value}  {mark}  {printable(row.path)}")
     if len(rows) > SHOWN:
         lines.append(f"... and {len(rows) - SHOWN} more, less anomalous")
     return "\n".join(lines)

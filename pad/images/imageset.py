@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from pad.errors import printable
+
 Purpose = Literal["train", "evaluate"]
 
 
@@ -67,7 +69,7 @@ class ImageSet:
 
     def describe(self) -> str:
         """`"120 images in ankle-boot"`, for messages."""
-        return f"{len(self)} image{'' if len(self) == 1 else 's'} in {self.source}"
+        return printable(f"{len(self)} image{'' if len(self) == 1 else 's'} in {self.source}")
 
     def subset(self, indices: Iterable[int]) -> ImageSet:
         """Some of the images, in the order of `indices`."""

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.images.stream import load_all, stream
@@ -172,7 +172,7 @@ def train_detector(
     source, errors = load_images(training, config, progress)
     calibration, more_errors = readable(calibration, config)
     for line in (errors + more_errors)[:20]:
-        print(f"skipped {line}", file=sys.stderr)
+        print(printable(f"skipped {line}"), file=sys.stderr)
     if len(errors + more_errors) > 20:
         print(f"skipped {len(errors + more_errors) - 20} more", file=sys.stderr)
     if not len(source) or not len(calibration) or len(source) + len(calibration) < MINIMUM_IMAGES:
