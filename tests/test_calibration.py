@@ -146,6 +146,78 @@ def test_calibrating_on_training_images_breaks_the_promise(fpr: float):
     assert rates.mean() > fpr + 3 * rates.std(ddof=1) / len(rates) ** 0.5
 
 
+def test_a_rate_is_held_by_this_model_with_the_confidence_asked_for():
+    """The true rate of each of many calibrated models is known: scores are uniform, so it is 1 - threshold.
+    With confidence C it exceeds `fpr` in at most 1 - C of them, without in far more."""
+    rng = np.random.default_rng(11)
+    for n, fpr in ((50, 0.1), (100, 0.05), (400, 0.05)):
+        models = [Calibration(rng.random(n)) for _ in range(1000)]
+        for confidence in (0.8, 0.95):
+            over = np.mean([1 - m.threshold(fpr, confidence) > fpr for m in models])
+            assert over <= 1 - confidence + 3 * ((1 - confidence) * confidence / 1000) ** 0.5
+        assert np.mean([1 - m.threshold(fpr) > fpr for m in models]) > 0.3
+        bounds = [1 - m.threshold(fpr) <= m.worst_rate(fpr, 0.9) for m in models]
+        assert np.mean(bounds) == pytest.approx(0.9, abs=0.03)
+
+
+@pytest.mark.parametrize("n", [9, 58, 59, 60, 93, 200, 1200])
+@pytest.mark.parametrize("fpr", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_the_confident_threshold_against_the_binomial(n: int, fpr: float, confidence: float):
+    """Above the k-th largest of n scores lies a share of at most `fpr` unless fewer than k of n scores are
+    among the highest `fpr` of the distribution: a binomial number."""
+    calibration = Calibration(np.random.default_rng(n).permutation(np.arange(float(n))))
+    probable = [k for k in range(1, n + 1) if binom.sf(k - 1, n, fpr) >= confidence]
+    allowed = min(max(probable, default=0), math.floor(fpr * (n + 1) + 1e-9))
+    threshold = calibration.threshold(fpr, confidence)
+    assert (calibration.scores >= threshold).sum() == max(0, allowed - 1)
+    new = np.concatenate([calibration.scores, [n + 1.0]])
+    np.testing.assert_array_equal(calibration.verdicts(new, fpr, confidence), new >= threshold)
+    assert threshold >= calibration.threshold(fpr)
+    note = calibration.note(fpr, confidence)
+    assert (note is None) == bool(allowed)
+    if note is not None:
+        needed = int(note.split("at least ")[1].split()[0])
+        assert Calibration(np.arange(needed)).note(fpr, confidence) is None
+        assert Calibration(np.arange(needed - 1)).note(fpr, confidence) is not None
+        offered = float(note.split("--fpr ")[1].split(")")[0])
+        assert calibration.note(offered, confidence) is None
+
+
+def test_little_confidence_still_holds_the_rate_on_average():
+    calibration = Calibration(np.arange(98.0))
+    for confidence in (0.01, 0.3, 0.5):
+        assert calibration.threshold(0.05, confidence) >= calibration.threshold(0.05)
+    with pytest.raises(PadError, match="--confidence takes a rate"):
+        calibration.verdicts([1.0], 0.05, 1.0)
+
+
+def test_how_probable_so_many_false_alarms_are():
+    """Against drawing calibration and test images again and again."""
+    rng = np.random.default_rng(2)
+    counts = np.array([Calibration(rng.random(60)).verdicts(rng.random(40), 0.1).sum() for _ in range(4000)])
+    calibration = Calibration(rng.random(60))
+    for flagged in (0, 3, 6, 10):
+        assert calibration.chance_of(flagged, 40, 0.1) == pytest.approx(np.mean(counts >= flagged), abs=0.03)
+    assert calibration.chance_of(0, 40, 0.01) == 1.0  # 60 images can flag nothing at 1 %
+    assert calibration.chance_of(1, 40, 0.01) == 0.0
+
+
+def test_benjamini_hochberg_flags_what_equals_its_bound():
+    # 0.1 * 3 / 3 is not 0.3 * 3 / 3 in floating point; every j / (n + 1) that equals fdr * k / m counts.
+    assert false_discovery([0.1, 0.1, 0.1], 0.3).all()
+    assert not false_discovery([0.1000001] * 3, 0.1).any()
+    for images in (3, 7, 10, 30, 70):
+        for flagged in range(1, images + 1):
+            for hundredths in (5, 10, 20, 30):
+                # p of the first `flagged` images: exactly fdr * flagged / images, as a fraction rounded once.
+                p = [hundredths * flagged / (100 * images)] * flagged + [1.0] * (images - flagged)
+                fdr = hundredths / 100
+                assert false_discovery(p, fdr)[:flagged].all(), (images, flagged, fdr)
+                above = [q * (1 + 1e-9) for q in p[:flagged]] + p[flagged:]
+                assert not false_discovery(above, fdr)[:flagged].any()
+
+
 def test_benjamini_hochberg_by_hand():
     # Benjamini and Hochberg (1995), section 3.2: their example rejects the four smallest at 0.05.
     p = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719,

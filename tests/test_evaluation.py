@@ -7,10 +7,12 @@ import io
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import beta, norm
 from sklearn.metrics import roc_auc_score
 
 from pad.errors import PadError
@@ -18,12 +20,13 @@ from pad.judging.calibration import Calibration
 from pad.judging.metrics import (
     METRICS,
     PixelMetrics,
+    auc_interval,
     detection_metrics,
     pixel_metrics,
     rate,
     weighted_metrics,
 )
-from pad.judging.rows import COLUMNS, Row, judge_batch, make_row, write_scores
+from pad.judging.rows import COLUMNS, FORMATS, Row, ScoreWriter, judge_batch, make_row, write_scores
 from pad.judging.summary import format_table, summarize, write_summary
 
 rng = np.random.default_rng(5)
@@ -71,10 +74,50 @@ def test_bootstrap_interval_against_resampling_with_scikit_learn():
     assert detection_metrics(NORMAL, ANOMALOUS)["roc_auc"] == detection_metrics(NORMAL, ANOMALOUS)["roc_auc"]
 
 
-def test_separated_and_single_images():
-    perfect = {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert detection_metrics([1, 2], [3])["roc_auc"] == perfect
-    assert detection_metrics([1], [3])["fpr_at_95_tpr"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+def test_separated_images_have_intervals_of_some_width():
+    """40 and 100 images without an error do not show that there is none."""
+    metrics = detection_metrics(np.arange(40), np.arange(100, 200))
+    assert [metrics[m]["value"] for m in METRICS] == [1, 1, 0]
+    auc = metrics["roc_auc"]
+    assert auc["high"] == 1
+    # Newcombe's equation at 1: (1 - t)^2 = z^2 t (1 - t) (1 + s (1 - t) / (2 - t) + s t / (1 + t)) / (n m).
+    t, s = auc["low"], (40 + 100) / 2 - 1
+    assert (1 - t) / t == pytest.approx(
+        1.959964**2 * (1 + s * (1 - t) / (2 - t) + s * t / (1 + t)) / (40 * 100), rel=1e-5
+    )
+    assert 0.9 < t < 0.98
+    assert metrics["fpr_at_95_tpr"]["high"] == pytest.approx(1 - 0.025 ** (1 / 40))
+    unseen = 40 * (1 - 0.025 ** (1 / 40))
+    low = np.mean([i / (i + unseen) for i in range(1, 101)])
+    assert metrics["average_precision"] == {"value": 1.0, "low": pytest.approx(low), "high": 1.0}
+    turned = detection_metrics(np.arange(100, 200), np.arange(40))["roc_auc"]
+    assert turned == {"value": 0.0, "low": 0.0, "high": pytest.approx(1 - t)}
+    one = detection_metrics([1], [3])
+    assert one["roc_auc"]["low"] < 0.3
+    assert one["fpr_at_95_tpr"]["high"] == pytest.approx(0.975)
+
+
+def test_the_interval_of_a_nearly_perfect_roc_auc_covers_it():
+    """Of 100 samples that hardly show an error; the bootstrap alone covers the truth in 50 to 80 of them."""
+    generator = np.random.default_rng(1)
+    for true in (0.97, 0.99, 0.998):
+        shift = norm.ppf(true) * 2**0.5
+        covered = 0
+        for _ in range(100):
+            normal, anomalous = generator.normal(size=20), generator.normal(shift, 1, 20)
+            of = detection_metrics(normal, anomalous, resamples=200)["roc_auc"]
+            covered += of["low"] <= true <= of["high"]
+        assert covered >= 91
+
+
+def test_auc_interval_away_from_the_ends_is_near_the_bootstrap():
+    of, drawn = auc_interval(0.8, 60, 60), []
+    generator = np.random.default_rng(3)
+    shift = norm.ppf(0.8) * 2**0.5
+    for _ in range(2000):
+        normal, anomalous = generator.normal(size=60), generator.normal(shift, 1, 60)
+        drawn.append((anomalous[:, None] > normal).mean())
+    assert of["high"] - of["low"] == pytest.approx(3.92 * np.std(drawn), rel=0.15)
 
 
 def test_bootstrap_of_ten_thousand_images_takes_seconds():
@@ -84,8 +127,6 @@ def test_bootstrap_of_ten_thousand_images_takes_seconds():
 
 
 def test_rate_has_the_exact_interval():
-    from scipy.stats import beta
-
     of = rate(3, 40)
     np.testing.assert_allclose([of["low"], of["high"]], [beta.ppf(0.025, 3, 38), beta.ppf(0.975, 4, 37)])
     assert rate(0, 10)["low"] == 0
@@ -218,6 +259,64 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
         write_scores([], target, "xml")
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("provisional", [False, True])
+def test_rows_that_come_over_time_make_the_same_file(tmp_path: Path, form: str, provisional: bool):
+    rows = example_rows(Calibration(np.arange(100) / 100))
+    write_scores(rows, tmp_path / "whole", form)
+    target = tmp_path / "new" / f"scores.{form}"
+    with ScoreWriter(target, form, provisional) as writer:
+        writer.add(rows[:3])
+        assert not target.exists()
+        writer.add([])
+        writer.add(rows[3:])
+        writer.finish(rows)
+    assert target.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_what_was_added_is_on_disk_at_once(tmp_path: Path):
+    with ScoreWriter(tmp_path / "scores.csv") as writer:
+        writer.add([Row("a.png", 1.0), Row("b.png", error="is empty")])
+        (growing,) = tmp_path.iterdir()
+        assert "partial" in growing.name
+        assert growing.read_text().splitlines()[1:] == ["a.png,1,,,", "b.png,,,,is empty"]
+        writer.finish()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rows_of_an_evaluation_that_fails_are_kept_under_another_name(tmp_path: Path, form: str):
+    target = tmp_path / f"scores.{form}"
+    target.write_text("old")
+    writer = ScoreWriter(target, form, provisional=True)
+    with suppress(RuntimeError), writer:
+        writer.add([Row("a.png", 1.0, 0.5, "normal"), Row("b.png", 2.0, 0.01, "anomaly")])
+        raise RuntimeError
+    assert target.read_text() == "old"
+    partial = tmp_path / f"scores.partial.{form}"
+    assert sorted(tmp_path.iterdir()) == sorted([target, partial])
+    assert writer.kept == f"the 2 rows so far are kept in {partial}"
+    write_scores([Row("a.png", 1.0, 0.5), Row("b.png", 2.0, 0.01)], tmp_path / "whole", form)
+    assert partial.read_bytes() == (tmp_path / "whole").read_bytes()  # verdicts are not known yet
+    with ScoreWriter(target, form) as writer:
+        writer.finish()
+    assert not partial.exists()
+    with pytest.raises(RuntimeError), ScoreWriter(tmp_path / "none" / "scores.csv") as writer:
+        raise RuntimeError
+    assert list((tmp_path / "none").iterdir()) == []
+
+
+def test_where_rows_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(PadError, match=r"cannot write .*file/scores\.csv"),
+        ScoreWriter(tmp_path / "file/scores.csv"),
+    ):
+        pass
+    with pytest.raises(PadError, match="--format takes csv, jsonl, json"):
+        ScoreWriter(tmp_path / "scores.xml", "xml")
+
+
 def test_a_score_that_is_not_finite_is_an_error_row():
     calibration = Calibration(np.arange(100))
     for score in (np.nan, np.inf):
@@ -273,6 +372,28 @@ def test_summary_without_labels_or_calibration():
     json.dumps(summarize([], few, 0.05), allow_nan=False)
 
 
+def test_summary_says_what_the_threshold_holds():
+    calibration = Calibration(np.arange(100) / 10)
+    scores = np.append(np.arange(80, 101) / 10, 99)
+
+    def summary(confidence: float | None) -> dict:
+        rows = [make_row("a", s, calibration, 0.05, confidence=confidence) for s in scores]
+        return summarize(rows, calibration, 0.05, confidence=confidence)
+
+    plain, sure = summary(None), summary(0.95)
+    assert (plain["confidence"], sure["confidence"]) == (None, 0.95)
+    assert sure["threshold"] == calibration.threshold(0.05, 0.95) > plain["threshold"]
+    assert sure["counts"]["flagged"] == (scores >= sure["threshold"]).sum() < plain["counts"]["flagged"]
+    assert plain["worst_fpr"] == pytest.approx(beta.ppf(0.95, 5, 96))
+    assert sure["worst_fpr"] is None
+    assert "false-alarm rate of at most 0.05 on average (100 calibration images)" in format_table(plain)
+    assert "own rate is at most 0.0892 with a probability of 95%" in format_table(plain)
+    assert "at most 0.05 with a probability of 95% (100 calibration images)" in format_table(sure)
+    few = summarize([], Calibration(np.arange(58)), 0.05, confidence=0.95)
+    assert few["threshold"] is None
+    assert "at least 59 normal images" in few["notes"][0]
+
+
 def test_labels_never_touch_results():
     calibration = Calibration(np.arange(100) / 30)
     labels = [(None, None), (False, "good"), (True, "hole")]
@@ -292,6 +413,30 @@ def test_verdicts_by_false_discovery_rate():
     summary = summarize(judged, calibration, 0.05, fdr=0.05)
     assert summary["threshold"] == min(r.score for r in judged if r.verdict == "anomaly")
     assert "false ones among the flagged" in format_table(summary)
+
+
+def test_the_summary_says_what_could_not_be_judged():
+    def reasons(scores: list[float | None], calibration: Calibration | None, fdr: float | None = None) -> str:
+        rows = [make_row(str(i), score, calibration, 0.05) for i, score in enumerate(scores)]
+        rows = judge_batch(rows, fdr) if fdr else rows
+        summary = summarize(rows, calibration, 0.05, fdr)
+        json.dumps(summary, allow_nan=False)
+        return "; ".join(summary["unjudged"])
+
+    enough, few = Calibration(np.arange(19) / 10), Calibration(np.arange(18) / 10)
+    assert reasons([0.1, 5.0], enough) == ""
+    assert reasons([0.1, 5.0], None) == "the model has no calibration"
+    assert reasons([0.1, 5.0], few) == "18 calibration images cannot hold a rate of 0.05"
+    assert reasons([0.1, None, None, 5.0], enough) == "2 of 4 images could not be read"
+    assert reasons([None], few) == (
+        "18 calibration images cannot hold a rate of 0.05; 1 of 1 image could not be read"
+    )
+    assert reasons([0.1, 5.0], few, 0.05) == "18 calibration images cannot hold a rate of 0.05"
+    assert reasons([5.0], enough, 0.05) == ""  # flagged
+    assert reasons([0.1] * 9, enough, 0.05) == ""  # below calibration images: normal at any number of them
+    assert reasons([0.1] * 9 + [5.0], enough, 0.05) == (
+        "1 image above all 19 calibration images, which are too few for a rate of 0.05 over 10 images"
+    )
 
 
 def test_names_cannot_steer_the_terminal():

@@ -16,11 +16,14 @@ import pad
 from pad.commands.parser import main
 from pad.commands.zoo import verify_model
 from pad.config import zoo_folder
+from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.resolve import resolve
+from pad.judging.calibration import Calibration
 from pad.judging.rows import make_row
 from pad.judging.summary import summarize
-from pad.registry.build import read_entries, write_samples
+from pad.registry.build import RATES, read_entries, write_samples
+from pad.registry.cards import measured_limits
 from pad.store.index import read_index
 
 NAME = "tiny/boots"
@@ -170,3 +173,39 @@ def test_the_zoo_is_small() -> None:
 @pytest.mark.parametrize("name", list(read_index()))
 def test_every_shipped_model_verifies(name: str) -> None:
     assert "images score as recorded" in verify_model(name)
+
+
+def limits_with(detector: Detector, found: dict[str, float], images: int) -> str:
+    check = {promised: {"value": value, "low": 0.0, "high": 1.0} for promised, value in found.items()}
+    return " ".join(
+        measured_limits(detector, {"counts": {"normal": images}, "kinds": {}, "false_alarm_check": check})
+    )
+
+
+@pytest.mark.parametrize(("n", "images", "shift"), [(50, 40, 0.0), (60, 1000, 0.0), (1200, 1000, 0.0),
+                                                    (200, 1000, 0.5)])  # fmt: skip
+def test_a_card_does_not_accuse_chance(n: int, images: int, shift: float) -> None:
+    """Scores of calibration and test images from one distribution: the card may speak of a shift in at most
+    5 % of cases, where the test images' interval alone did in up to 44 %. With a real one it does."""
+    detector = pad.load("zoo:digits/three", device="cpu")
+    random = np.random.default_rng(n)
+    accused = 0
+    simulations = 1000 if shift == 0 else 100
+    for _ in range(simulations):
+        detector.calibration = Calibration(random.normal(size=n))
+        scores = random.normal(shift, 1, images)
+        found = {f"{r:g}": float(detector.calibration.verdicts(scores, r).mean()) for r in RATES}
+        accused += "more false alarms" in limits_with(detector, found, images)
+    if shift == 0:
+        assert accused <= 0.05 * simulations
+    else:
+        assert accused >= 0.95 * simulations
+
+
+def test_a_card_names_the_rates_that_are_too_high() -> None:
+    detector = pad.load("zoo:digits/three", device="cpu")
+    detector.calibration = Calibration(np.arange(200.0))
+    text = limits_with(detector, {"0.01": 0.01, "0.05": 0.30, "0.1": 0.12, "0.2": 0.5}, 500)
+    assert "(30.0 % instead of at most 5%; 50.0 % instead of at most 20%)" in text
+    assert "false alarms" not in limits_with(detector, {"0.05": 0.05}, 500)
+    assert "false alarms" not in limits_with(detector, {}, 0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pad.backbones.pooling import blurred_max_pool, relu
+from pad.backbones.weights import read_state
 from pad.errors import PadError, did_you_mean, one_line, shown
 
 # Convolutions in each of the five blocks, with their widths; a 2x2 pooling lies between the blocks.
@@ -149,9 +150,9 @@ def load_backbone_weights(
     """(weight, bias) of each convolution in order. Raises PadError if they cannot be had, or had only by a
     download and `download` is False."""
     if file is not None:
-        state = _read_state(Path(file))
+        state = read_state(Path(file))
     elif name == "vgg16-st":
-        state = _read_state(_stlpips_file())
+        state = read_state(_stlpips_file())
     else:
         state = _torchvision_state(name, download)
     weights = [v for k, v in state.items() if k.endswith(".weight") and v.dim() == 4 and v.shape[-1] == 3]
@@ -190,23 +191,6 @@ def _torchvision_state(name: str, download: bool) -> dict[str, Tensor]:
             f"backbone {name}: cannot download its weights ({one_line(str(error))}); "
             "give a local copy with --set backbone_weights=FILE, or use --set backbone=vgg16-st"
         ) from None
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise PadError(f"backbone weights: no such file {path}") from None
-    except Exception as error:
-        reason = one_line(str(error)) or type(error).__name__
-        raise PadError(f"backbone weights: cannot read {path} as plain weights: {reason}") from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise PadError(f"backbone weights: {path} is not a state dict of tensors")
-    return state
 
 
 def _fingerprint(state: Sequence[tuple[Tensor, Tensor]]) -> str:

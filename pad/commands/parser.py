@@ -1,7 +1,9 @@
 """The command line: `pad train | evaluate | calibrate | zoo`, and the scripts train.py and evaluate.py.
 
 Exit status: 0 done; 2 unusable arguments or input, with one line on standard error; 1 a fault of ours;
-3 anomalies were found and `--fail-on-anomaly` was given; 128 + n stopped by signal n.
+3 anomalies were found and `--fail-on-anomaly` was given; 4 something could not be judged (no calibration, too
+few calibration images for the rate, an unreadable image) and `--fail-on-error` was given, or
+`--fail-on-anomaly` and nothing was flagged; 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from pad.config import BATCH_SIZE, MOST_BATCH
 from pad.errors import PadError, printable
 
 Arguments = argparse.Namespace
+MOST_MINUTES = 60 * 24 * 365
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,8 +39,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value",
                         help="change settings of the recipe")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=_positive_int, metavar="N", help="train for N steps")
-    length.add_argument("--minutes", type=_positive, metavar="M", help="train for M minutes")
+    length.add_argument(
+        "--steps", type=_whole, metavar="N", help="train for N steps (0: the quick views alone)"
+    )
+    length.add_argument("--minutes", type=_minutes, metavar="M", help="train for M minutes")
     parser.add_argument(
         "--from", dest="start", metavar="MODEL", help="go on from a trained model (fine-tuning)"
     )
@@ -58,6 +63,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fpr", type=_rate, default=0.05, metavar="RATE",
                         help="false-alarm rate on normal images (default 0.05)")  # fmt: skip
+    _add_confidence(parser)
     parser.add_argument("--fdr", type=_rate, metavar="RATE",
                         help="bound the share of false ones among the flagged instead")  # fmt: skip
     parser.add_argument(
@@ -72,7 +78,15 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
                         help="draw why, for the N most anomalous images (default 100): "
                         "DIR/explanations")  # fmt: skip
     parser.add_argument(
-        "--fail-on-anomaly", action="store_true", help="exit with status 3 if anything is flagged"
+        "--fail-on-anomaly",
+        action="store_true",
+        help="exit with status 3 if anything is flagged, else 4 if something could not be judged",
+    )
+    parser.add_argument(
+        "--fail-on-error",
+        action="store_true",
+        help="exit with status 4 if something could not be judged: no "
+        "calibration, too few calibration images for the rate, an unreadable image",
     )
     _add_device(parser)
     parser.add_argument("--batch-size", type=_batch_size, default=BATCH_SIZE, metavar="N",
@@ -83,6 +97,14 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run("pad.commands.calibrate", "calibrate"))
     _add_model_and_data(parser)
     parser.add_argument("--out", metavar="DIR", help="write the recalibrated model there (default: in place)")
+    trained = parser.add_mutually_exclusive_group()
+    trained.add_argument(
+        "--skip-trained", action="store_true", help="leave out images that the model was trained on"
+    )
+    trained.add_argument(
+        "--allow-trained", action="store_true", help="calibrate on them too: more false alarms than promised"
+    )
+    _add_confidence(parser)
     _add_device(parser)
 
 
@@ -101,6 +123,12 @@ def _add_downloads(parser: argparse.ArgumentParser) -> None:
                         "backbone, if it is one whose weights are not on this machine")  # fmt: skip
 
 
+def _add_confidence(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--confidence", type=_rate, metavar="C",
+                        help="hold the false-alarm rate for this very model with probability C, such as 0.95 "
+                        "(default: on average over calibration sets)")  # fmt: skip
+
+
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|mps", help="where to compute")
 
@@ -114,6 +142,12 @@ def _run(module: str, name: str) -> Callable[[Arguments], int]:
         return getattr(importlib.import_module(module), name)(arguments)
 
     return call
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text[:20]) > 10**9:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 0 to {10**9:,}, not '{text:.40}'")
+    return int(text)
 
 
 def _positive_int(text: str) -> int:
@@ -130,13 +164,15 @@ def _batch_size(text: str) -> int:
     return size
 
 
-def _positive(text: str) -> float:
+def _minutes(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"takes a number above 0, not '{text}'")
+    if not 0 < value <= MOST_MINUTES:
+        raise argparse.ArgumentTypeError(
+            f"takes a number above 0, up to {MOST_MINUTES:,} (a year), not '{text}'"
+        )
     return value
 
 
@@ -200,3 +236,7 @@ def _execute(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
         return 130
+    except OSError as error:  # of a disk or a name, wherever it was not foreseen: no fault of ours
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"{parser.prog}: {where}{error.strerror or error}", file=sys.stderr)
+        return 2

@@ -8,7 +8,8 @@ What is decided here, so that training and scoring see a picture the same way:
 - Float pixels are taken as 0..1, or 0..255, or 0..65535: the smallest of these that holds the picture.
 - `config.crop`: a centre crop of that side in pixels of the source (or the whole side where it is shorter).
   `config.fit`: then the largest centred square ("crop"), or the whole picture ("stretch"), resized
-  with antialiasing to `config.size`. Cropping comes first, so that a panorama costs no more than its centre.
+  with antialiasing to `config.input_side`. Cropping comes first, so that a panorama costs no more than its
+  centre.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pad.images.geometry import seen_box
 # The decoders that may run on a user's files; Pillow's others (EPS, which starts Ghostscript, for one) may
 # not.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _SMALL_FILE = 1 << 20  # bytes, read in one go
 MOST_SIDE = 1 << 16  # pixels of a picture's longer side
 # What no file holds: the best compression there is (fax, of a blank page) comes to some 80,000 pixels a byte.
@@ -63,7 +64,7 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str = "") -> Image.
 
     The mode is the file's own: grey 16-bit stays "I;16" or "I", float stays "F". `name` stands for the source
     in error messages. Raises ImageError for a file that is missing, not readable, empty, truncated, not an
-    image of a supported format, or one that `check_size` refuses.
+    image of a supported format, or one that `too_large` refuses.
     """
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), len(source), name or "image")
@@ -168,7 +169,7 @@ def planes(image: Image.Image | np.ndarray, config: Config) -> tuple[torch.Tenso
 def scaled(pixels: torch.Tensor, white: float, config: Config) -> torch.Tensor:
     """The second half of `to_tensor`, for one image or several of the same size: (..., channels, H, W) to
     float32 (..., channels, size, size) in [-1, 1]."""
-    return (_resize(pixels, config.size).to(torch.float32) * (2.0 / white) - 1.0).clamp_(-1.0, 1.0)
+    return (_resize(pixels, config.input_side).to(torch.float32) * (2.0 / white) - 1.0).clamp_(-1.0, 1.0)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -188,7 +189,7 @@ def _crop(image: Image.Image, config: Config) -> Image.Image:
 
 def _planes(image: Image.Image, channels: int) -> tuple[torch.Tensor, float]:
     """Pixels as (channels, H, W), uint8 or float32, and the value that means white."""
-    if image.mode in _DEEP_MODES:
+    if image.mode in DEEP_MODES:
         values, white = _deep(image)
         return values.expand(channels, -1, -1), white
     mode = "L" if channels == 1 else "RGB"
@@ -206,7 +207,7 @@ def _planes(image: Image.Image, channels: int) -> tuple[torch.Tensor, float]:
 
 def _pixels(image: Image.Image, mode: str) -> np.ndarray:
     """The 8-bit pixels of a picture in "L", (H, W), or "RGB", (H, W, 3), transparent ones over white."""
-    image = _opaque(image)
+    image = opaque(image)
     return np.array(image if image.mode == mode else image.convert(mode))
 
 
@@ -223,8 +224,8 @@ def _deep(image: Image.Image) -> tuple[torch.Tensor, float]:
     return torch.from_numpy(values)[None], white
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """The picture over white, where it has an alpha channel or a transparent colour."""
+def opaque(image: Image.Image) -> Image.Image:
+    """The picture over white where it has an alpha channel or a transparent colour, else as it is."""
     if image.mode == "LAB":  # Pillow converts it to RGB only
         return image.convert("RGB")
     if not image.has_transparency_data:
@@ -320,7 +321,7 @@ def _float_batch(batch: torch.Tensor, config: Config, first: int) -> torch.Tenso
         side = min(shape[2:])
         top, left = (shape[2] - side) // 2, (shape[3] - side) // 2
         batch = batch[:, :, top : top + side, left : left + side]
-    return _resize(batch, config.size).clamp(-1.0, 1.0).contiguous()
+    return _resize(batch, config.input_side).clamp(-1.0, 1.0).contiguous()
 
 
 def _luma(batch: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from pad.errors import printable
@@ -47,6 +48,9 @@ class ImageSet:
     contents: list[Content] = field(repr=False)
     keys: list[str] = field(repr=False)
     source: str  # what was asked for, without the path to it
+    hashes: NDArray[np.uint64] | None = field(
+        default=None, repr=False, compare=False
+    )  # of the content, if known
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -79,6 +83,7 @@ class ImageSet:
             [self.contents[i] for i in chosen],
             [self.keys[i] for i in chosen],
             self.source,
+            None if self.hashes is None else self.hashes[chosen],
         )
 
     def normal_only(self) -> ImageSet:
@@ -107,3 +112,17 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
+
+
+def joined_sets(first: ImageSet, second: ImageSet) -> ImageSet:
+    """The images of both, in this order."""
+    hashes = None
+    if first.hashes is not None and second.hashes is not None:
+        hashes = np.concatenate([first.hashes, second.hashes])
+    return ImageSet(
+        first.samples + second.samples,
+        first.contents + second.contents,
+        first.keys + second.keys,
+        first.source,
+        hashes,
+    )

@@ -1,9 +1,9 @@
-"""How well scores separate anomalies from normal images, with bootstrap intervals, and how well anomaly
-maps find the marked pixels."""
+"""How well scores separate anomalies from normal images, with intervals, and how well anomaly maps find the
+marked pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +23,9 @@ def detection_metrics(
     Returns `{name: {"value", "low", "high"}}`, all in [0, 1]: scikit-learn's value and the 2.5 and 97.5
     percentiles over resamples drawn with replacement from the normal and from the anomalous images apart
     (stratified bootstrap; Efron and Tibshirani, 1993). Fewer resamples, but at least 200, are drawn
-    where there are more than half a million images.
+    where there are more than half a million images. Where these percentiles reach the best (or worst)
+    value that there is, the images say too little of their own errors to be resampled, and the interval
+    is widened by one that knows how few they are (`_few_errors`).
     """
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
@@ -39,10 +41,58 @@ def detection_metrics(
     resamples = int(min(resamples, max(200, 5e8 // len(scores))))
     drawn = _bootstrap(normal, anomalous, resamples, np.random.default_rng(seed))
     low, high = np.percentile(drawn, [2.5, 97.5], axis=1)
-    return {
+    results = {
         name: {"value": float(v), "low": float(a), "high": float(b)}
         for name, v, a, b in zip(METRICS, values, low, high, strict=True)
     }
+    wider = _few_errors(results, len(normal), len(anomalous))
+    for name, of in results.items():
+        if of["low"] <= 0 or of["high"] >= 1:
+            of["low"], of["high"] = min(of["low"], wider[name]["low"]), max(of["high"], wider[name]["high"])
+    return results
+
+
+def _few_errors(results: Mapping[str, Interval], n: int, m: int) -> dict[str, Interval]:
+    """95 % intervals of the three metrics that keep a width however few errors n normal and m anomalous
+    images show.
+
+    ROC AUC: `auc_interval`. The false-alarm rate: Clopper and Pearson's, the threshold taken as given.
+    Average precision: as if the share of normal images that n have not shown, with a probability of 97.5 %
+    at most u = 1 - 0.025^(1/n) (the "rule of three" of Hanley and Lippman-Hand, JAMA 1983, exactly), lay
+    above every anomaly, which makes the precision at the i-th one i / (i + u n).
+    """
+    found = np.arange(1, m + 1)
+    unseen = n * (1 - 0.025 ** (1 / n))
+    false_alarms = round(results["fpr_at_95_tpr"]["value"] * n)
+    return {
+        "roc_auc": auc_interval(results["roc_auc"]["value"], n, m),
+        "average_precision": {"low": float((found / (found + unseen)).mean()), "high": 1.0},
+        "fpr_at_95_tpr": rate(false_alarms, n),
+    }
+
+
+def auc_interval(auc: float, n: int, m: int) -> Interval:
+    """The 95 % score interval of a ROC AUC of n normal and m anomalous images, n, m >= 1, by their numbers
+    alone: all values that lie within 1.96 of their own standard deviations of `auc`.
+
+    The variance is Hanley and McNeil's (Radiology, 1982) with n and m replaced by their mean where the
+    shapes of the distributions enter: method 5 of Newcombe, "Confidence intervals for an effect size measure
+    based on the Mann-Whitney statistic", part 2, Statistics in Medicine, 2006. It keeps a width at 0 and 1.
+    """
+    from scipy.optimize import brentq
+
+    shape = (n + m) / 2 - 1
+    z = 1.959963984540054
+
+    def beyond(true: float, side: float) -> float:
+        variance = true * (1 - true) * (1 + shape * ((1 - true) / (2 - true) + true / (1 + true))) / (n * m)
+        return side * (auc - true) - z * variance**0.5
+
+    # At 0 and 1 the variance vanishes, so `auc` itself would be found there.
+    inside = min(max(auc, 1e-12), 1 - 1e-12)
+    low = float(brentq(beyond, 0, inside, (1.0,))) if auc > 0 else 0.0
+    high = float(brentq(beyond, inside, 1, (-1.0,))) if auc < 1 else 1.0
+    return {"value": float(auc), "low": low, "high": high}
 
 
 def _bootstrap(

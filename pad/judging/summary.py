@@ -13,6 +13,8 @@ from pad.judging.metrics import METRICS, PixelMetrics, detection_metrics, rate
 from pad.judging.rows import ANOMALY, Row, judge_batch, make_row, write_scores
 from pad.store.files import atomic
 
+SURE = 0.95  # the probability at which a rate that holds on average is bounded for one model
+
 __all__ = [
     "PixelMetrics",
     "Row",
@@ -33,14 +35,19 @@ def summarize(
     pixels: PixelMetrics | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    confidence: float | None = None,
 ) -> dict[str, Any]:
     """What `summary.json` holds, of plain JSON types:
 
     - `counts`: `images`, `scored`, `unreadable`, `flagged`; where labels exist, `normal` and `anomalous`
       among the scored.
-    - `fpr`, `fdr`, and `threshold`: an image is flagged if its score is at least this. None without a
-      calibration or if nothing can be flagged. With `fdr`, the lowest score that was flagged.
+    - `fpr`, `confidence`, `fdr`, and `threshold`: an image is flagged if its score is at least this. None
+      without a calibration or if nothing can be flagged. With `fdr`, the lowest score that was flagged.
+    - `worst_fpr`: where `fpr` holds on average, what this one model's rate is at most with a probability of
+      95 %; None where it does not.
     - `calibration`: `images` and `lowest_fpr`, or None; `notes`: sentences for the user.
+    - `unjudged`: why there are images of which nobody can say whether they are anomalous, a phrase a reason:
+      no calibration, too few calibration images, unreadable files. Empty where all were judged.
     - where normal images are labelled `false_alarm_rate`, where anomalies are `detection_rate`, where
       both are the three of `metrics.METRICS`: each `{"value", "low", "high"}` with a 95 % interval.
     - `kinds`: for each kind of anomaly `images`, `flagged`, `detection_rate` and, against all normal
@@ -57,10 +64,13 @@ def summarize(
             "flagged": _flagged(scored),
         },
         "fpr": fpr,
+        "confidence": confidence,
         "fdr": fdr,
-        "threshold": _threshold(scored, calibration, fpr, fdr),
+        "threshold": _threshold(scored, calibration, fpr, fdr, confidence),
+        "worst_fpr": None if fdr or confidence else _worst_rate(calibration, fpr),
         "calibration": calibration and {"images": len(calibration), "lowest_fpr": calibration.smallest_rate},
-        "notes": _notes(scored, calibration, fpr, fdr),
+        "notes": _notes(scored, calibration, fpr, fdr, confidence),
+        "unjudged": _unjudged(rows, scored, calibration, fpr, fdr, confidence),
     }
     if normal or anomalous:
         summary["counts"] |= {"normal": len(normal), "anomalous": len(anomalous)}
@@ -106,24 +116,36 @@ def _flagged(rows: Sequence[Row]) -> int:
 
 
 def _threshold(
-    scored: Sequence[Row], calibration: Calibration | None, fpr: float, fdr: float | None
+    scored: Sequence[Row],
+    calibration: Calibration | None,
+    fpr: float,
+    fdr: float | None,
+    confidence: float | None,
 ) -> float | None:
     if calibration is None:
         return None
     if fdr is None:
-        threshold = calibration.threshold(fpr)
+        threshold = calibration.threshold(fpr, confidence)
     else:
         flagged = (row.score for row in scored if row.verdict == ANOMALY and row.score is not None)
         threshold = min(flagged, default=math.inf)
     return threshold if math.isfinite(threshold) else None
 
 
+def _worst_rate(calibration: Calibration | None, fpr: float) -> float | None:
+    return None if calibration is None or calibration.caveat else calibration.worst_rate(fpr, SURE)
+
+
 def _notes(
-    scored: Sequence[Row], calibration: Calibration | None, fpr: float, fdr: float | None
+    scored: Sequence[Row],
+    calibration: Calibration | None,
+    fpr: float,
+    fdr: float | None,
+    confidence: float | None,
 ) -> list[str]:
     if calibration is None:
         return ["the model has no calibration, so there are no p-values and no verdicts: see pad calibrate"]
-    note = calibration.note(fpr) if fdr is None else None
+    note = calibration.note(fpr, confidence) if fdr is None else None
     if fdr is not None and scored and not _flagged(scored):
         # Benjamini-Hochberg flags k of m images at the earliest when their p-values reach fdr * k / m.
         needed = math.ceil(len(scored) * calibration.smallest_rate / fdr - 1e-9)
@@ -133,7 +155,35 @@ def _notes(
                 f"among {_plural(len(scored), 'image')} only if at least {needed} of them score above every "
                 "calibration image; more calibration images lower that number"
             )
-    return [note] if note else []
+    return [text for text in (calibration.caveat, note) if text]
+
+
+def _unjudged(
+    rows: Sequence[Row],
+    scored: Sequence[Row],
+    calibration: Calibration | None,
+    fpr: float,
+    fdr: float | None,
+    confidence: float | None,
+) -> list[str]:
+    reasons = []
+    if calibration is None:
+        reasons.append("the model has no calibration")
+    elif fdr is None and calibration.note(fpr, confidence):
+        reasons.append(f"{_plural(len(calibration), 'calibration image')} cannot hold a rate of {fpr:g}")
+    elif fdr is not None and calibration.smallest_rate > fdr:
+        reasons.append(f"{_plural(len(calibration), 'calibration image')} cannot hold a rate of {fdr:g}")
+    elif fdr is not None and not _flagged(scored):
+        # The smallest p-value there is, and yet not flagged: more calibration images would tell.
+        highest = sum((row.p_value or 1) <= calibration.smallest_rate for row in scored)
+        if highest:
+            reasons.append(
+                f"{_plural(highest, 'image')} above all {len(calibration)} calibration images, which are too "
+                f"few for a rate of {fdr:g} over {_plural(len(scored), 'image')}"
+            )
+    if len(scored) < len(rows):
+        reasons.append(f"{len(rows) - len(scored)} of {_plural(len(rows), 'image')} could not be read")
+    return reasons
 
 
 def write_summary(summary: dict[str, Any], path: str | Path) -> None:
@@ -152,15 +202,16 @@ def format_table(summary: dict[str, Any]) -> str:
     if calibration:
         share = f" ({counts['flagged'] / counts['scored']:.1%})" if counts["scored"] else ""
         lines[0] += f"; {counts['flagged']} flagged as anomalous{share}"
-        rule = (
-            f"false-alarm rate of at most {summary['fpr']:.3g}"
-            if summary["fdr"] is None
-            else f"share of false ones among the flagged of at most {summary['fdr']:.3g}"
-        )
         threshold = "none" if summary["threshold"] is None else f"{summary['threshold']:.6g}"
         lines.append(
-            f"threshold {threshold}, for a {rule} ({_plural(calibration['images'], 'calibration image')})"
+            f"threshold {threshold}, for a {_rule(summary)} "
+            f"({_plural(calibration['images'], 'calibration image')})"
         )
+        if summary["threshold"] is not None and summary["worst_fpr"]:
+            lines.append(
+                f"this model's own rate is at most {summary['worst_fpr']:.3g} with a probability of "
+                f"{SURE:.0%} (--confidence {SURE} holds {summary['fpr']:.3g} so)"
+            )
     lines += [f"note: {note}" for note in summary["notes"]]
     if "normal" in counts:
         lines += ["", *_label_table(summary)]
@@ -168,6 +219,16 @@ def format_table(summary: dict[str, Any]) -> str:
         pixels = summary["pixels"]
         lines.append(f"pixels: ROC AUC {pixels['pixel_roc_auc']:.3f}, AUPRO {pixels['aupro']:.3f}")
     return "\n".join(lines)
+
+
+def _rule(summary: dict[str, Any]) -> str:
+    """What the threshold holds, in words."""
+    if summary["fdr"] is not None:
+        return f"share of false ones among the flagged of at most {summary['fdr']:.3g}"
+    rate = f"false-alarm rate of at most {summary['fpr']:.3g}"
+    if summary["confidence"] is None:
+        return f"{rate} on average"
+    return f"{rate} with a probability of {100 * summary['confidence']:.3g}%"
 
 
 def _label_table(summary: dict[str, Any]) -> list[str]:

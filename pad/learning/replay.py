@@ -18,7 +18,7 @@ and for the mixture, the rate is an estimate, and the model's card says so.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,16 +26,17 @@ import torch
 from torch import Tensor
 
 from pad.errors import PadError
+from pad.images.identity import NO_HASHES, Hashes, hashes_of, with_hashes
+from pad.images.resize import at_side
 from pad.judging.calibration import Calibration, calibration_split
+from pad.latents import KEPT_IMAGES, kept_latents
 from pad.learning.trainer import Images, MemoryImages
+from pad.views.generator import GeneratorView
 
 if TYPE_CHECKING:
-    from pad.config import Config
     from pad.detector import Detector
     from pad.images.imageset import ImageSet
 
-KEPT_NUMBERS = 1 << 14  # of latents that a model keeps, all images together
-KEPT_IMAGES = 256
 NO_REPLAY = "none"  # --replay none: the old normal may be forgotten
 
 
@@ -44,20 +45,21 @@ class Replay:
     """Images of the old normal, (n, channels, size, size) in [-1, 1].
 
     training: to mix among the new ones. held_out: never trained on, to measure and to calibrate by.
-    generated: made by the old model, not real.
+    generated: made by the old model, not real. hashes: of the content of `training`, where it is real.
     """
 
     training: Tensor
     held_out: Tensor
     source: str
     generated: bool
+    hashes: Hashes = field(default_factory=lambda: NO_HASHES)
 
 
 class MixedImages:
     """New images followed by replayed ones, as one set to draw from."""
 
-    def __init__(self, new: Images, replayed: Tensor) -> None:
-        self.new, self.replayed = new, MemoryImages(replayed)
+    def __init__(self, new: Images, replayed: Tensor, size: int) -> None:
+        self.new, self.replayed = new, MemoryImages(at_side(replayed, size))
 
     def __len__(self) -> int:
         return len(self.new) + len(self.replayed)
@@ -74,14 +76,6 @@ class MixedImages:
 
 
 # Latents that a model keeps -------------------------------------------------------------------------
-
-
-def kept_latents(latents: Tensor, scores: Tensor) -> list[list[float]]:
-    """What a calibrated model keeps for its own replay: latents (n, d) of normal images whose scores are
-    spread evenly over those of the calibration set, at most 256 and 16,384 numbers in all."""
-    n = max(1, min(len(latents), KEPT_IMAGES, KEPT_NUMBERS // latents.shape[1]))
-    chosen = scores.argsort()[torch.linspace(0, len(scores) - 1, n).round().long()]
-    return [[float(f"{value:.4g}") for value in row] for row in latents[chosen].tolist()]
 
 
 def stored_latents(detector: Detector) -> Tensor | None:
@@ -114,17 +108,18 @@ def _latent_shape(detector: Detector) -> tuple[int, int, int]:
 # Making a replay ------------------------------------------------------------------------------------
 
 
-def make_replay(old: Detector, count: int, folder: ImageSet | None = None) -> Replay:
+def make_replay(old: Detector, count: int, folder: ImageSet | None = None, new: Hashes = NO_HASHES) -> Replay:
     """A replay of what `old` calls normal.
 
     Args:
         old: the model that is fine-tuned.
         count: how many images to train on; of `folder`, at most as many as it has.
         folder: images of the old normal; None: the model makes them.
+        new: hashes of the new images, those kept for calibration too: what is among them is not replayed.
 
-    Raises PadError if images of the folder cannot be read, or are fewer than two.
+    Raises PadError if images of the folder cannot be read, are fewer than two, or were all trained on.
     """
-    return _from_model(old, count) if folder is None else _from_images(old.config, count, folder)
+    return _from_model(old, count) if folder is None else _from_images(old, count, folder, new)
 
 
 def _from_model(old: Detector, count: int) -> Replay:
@@ -142,22 +137,46 @@ def _from_model(old: Detector, count: int) -> Replay:
     return Replay(generate(old, mix(latents, count, random)), generate(old, latents), source, True)
 
 
-def _from_images(config: Config, count: int, folder: ImageSet) -> Replay:
+def _from_images(old: Detector, count: int, folder: ImageSet, new: Hashes) -> Replay:
     from pad.images.stream import load_all
 
-    pixels, kept, _ = load_all(folder, config)
+    config = old.config
+    others = np.flatnonzero(~np.isin(hashes_of(folder := with_hashes(folder)), new))
+    if len(others) < 2:
+        raise PadError(
+            f"--replay takes at least 2 normal images that are not among --data; {len(others)} of "
+            f"{folder.describe()} are not"
+        )
+    pixels, kept, _ = load_all(folder.subset(others.tolist()), config)
     if len(kept) < 2:
         raise PadError(
             f"--replay takes at least 2 normal images; {len(kept)} of {folder.describe()} can be read"
         )
-    training, held_out = calibration_split(len(kept), config.calibration_fraction, seed=config.seed)
-    return Replay(pixels[training[:count].tolist()], pixels[held_out.tolist()], folder.source, False)
+    hashes = hashes_of(folder)[others][kept]
+    try:
+        training, held_out = calibration_split(
+            hashes, config.calibration_fraction, seed=config.seed, trained=old.trained_on
+        )
+    except PadError as error:
+        raise PadError(f"--replay {folder.source}: {error}") from None
+    training = training[:count]
+    return Replay(
+        pixels[training.tolist()], pixels[held_out.tolist()], folder.source, False, hashes[training]
+    )
+
+
+def generator_of(detector: Detector) -> GeneratorView:
+    """Raises PadError if a model has none, and so nothing to replay by itself."""
+    if detector.generator is None:
+        raise PadError("the model has no generator to replay its old normal: give images of it, --replay DIR")
+    return detector.generator
 
 
 def generate(old: Detector, z: Tensor) -> Tensor:
     """G(z) for latents (n, d, r, r), in [-1, 1] on the CPU."""
+    generator = generator_of(old).networks["generator"]
     with torch.no_grad():
-        made = [old.networks["generator"](part.to(old.device)).clamp(-1, 1).cpu() for part in z.split(64)]
+        made = [generator(part.to(old.device)).clamp(-1, 1).cpu() for part in z.split(64)]
     return torch.cat(made)
 
 
@@ -168,6 +187,8 @@ def calibrate_both(detector: Detector, old: Detector, replay: Replay) -> Calibra
     """Adds the old normal to a calibration that knows the new normal alone; see the module's text."""
     new = detector.calibration
     assert new is not None
+    if detector.fusion is not None:
+        return _calibrate_fused(detector, replay)
     after = detector.score(replay.held_out).astype(np.float64)
     if replay.generated:
         growth = max(1.0, after.mean() / old.score(replay.held_out).astype(np.float64).mean())
@@ -179,6 +200,18 @@ def calibrate_both(detector: Detector, old: Detector, replay: Replay) -> Calibra
     latents = torch.cat([detector.encode(part) for part in replay.held_out.split(64)])
     extra["replay"] = new.extra["replay"][::2] + kept_latents(latents, torch.from_numpy(after))[::2]
     detector.calibration = Calibration(np.concatenate([new.scores, known]), extra)
+    return detector.calibration
+
+
+def _calibrate_fused(detector: Detector, replay: Replay) -> Calibration:
+    """Adds held-out images of the old normal; without real ones the old normal is not known to the views."""
+    new = detector.calibration
+    assert new is not None
+    if replay.generated:
+        return new
+    scores = detector.score(replay.held_out).astype(np.float64)
+    extra = {**new.extra, "old_normal": "measured"}
+    detector.calibration = Calibration(np.concatenate([new.scores, scores]), extra)
     return detector.calibration
 
 

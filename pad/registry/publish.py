@@ -72,11 +72,12 @@ def plan(folder: Path, repo: str, private: bool = False) -> Publication:
     if revision is not None:
         raise PadError(f"'{repo}': publish to ORG/NAME, without a revision")
     model = read_model(folder)
-    weights = model.config["recipe"].get("backbone_weights")
-    if weights:
+    backbone = model.config.get("backbone")
+    file = backbone.get("file") if isinstance(backbone, dict) else None
+    if weights := file or model.config["recipe"].get("backbone_weights"):
         raise PadError(
             f"{folder / CONFIG} needs the backbone weights {weights}, which nobody else has: train with the"
-            " backbone vgg16-st, or set backbone_weights to null if they are torchvision's own"
+            " backbone vgg16-st, or take the name out there if they are torchvision's own"
         )
     files = _collect(folder)
     notes = []

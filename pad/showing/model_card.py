@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pad.detector import Detector
+    from pad.judging.calibration import Calibration
 
 
 def model_card(detector: Detector) -> str:
@@ -21,7 +22,7 @@ def model_card(detector: Detector) -> str:
         "trained for": f"{training.get('steps', '?')} steps, {training.get('seconds', 0) / 60:.1f} minutes "
         f"on {training.get('hardware', '?')}",
         "seed": str(config.seed),
-        "calibrated on": f"{len(detector.calibration)} normal images never trained on"
+        "calibrated on": _calibrated_on(detector.calibration)
         if detector.calibration is not None
         else "nothing yet: `pad calibrate MODEL NORMAL_IMAGES`",
     }
@@ -38,4 +39,13 @@ def model_card(detector: Detector) -> str:
         "# A perceptual anomaly detector\n\nTrained by `pad` on normal images alone; higher scores are more "
         f"anomalous.\n\n| | |\n|---|---|\n{table}\n\n"
         "```\npython evaluate.py MODEL IMAGES --out results\n```\n"
+    )
+
+
+def _calibrated_on(calibration: Calibration) -> str:
+    trained = calibration.extra.get("trained_images")
+    if not trained:
+        return f"{len(calibration)} normal images never trained on"
+    return (
+        f"{len(calibration)} normal images, {trained} of which it was trained on: its thresholds are too low"
     )

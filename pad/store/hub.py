@@ -66,7 +66,7 @@ def _resolve_path(path: Path, root: Path | None) -> Path:
     if path.is_dir():
         if (path / "checkpoints").exists() or (path / "log.jsonl").exists():
             raise PadError(
-                f"{path} is a run that has not saved a model yet: let it reach its first checkpoint"
+                f"{path} is a run that has not saved a model yet: let it finish, or finish it with --resume"
             )
         if (path / CONFIG).exists():
             return path  # read_model names what is missing

@@ -5,10 +5,10 @@
     calibration.json    {"scores": [sorted scores of held-out normal images], ...}; may be absent
     README.md           the card
 
-**Replacing.** A folder cannot be renamed over another that is not empty. So a new model is written to
-`.NAME.new` beside it and synced; then `NAME` is renamed to `.NAME.old`, `.NAME.new` to `NAME`, and
-`.NAME.old` is removed. A kill at any moment leaves the old or the new model whole: between the two renames
-only `.NAME.old` is there, and `read_model` (and `present`) then read that one. One writer at a time.
+**Replacing.** A new model is written to `.NAME.new` beside the old one and synced, then takes its place
+(pad/store/files.py, `replace_folder`). A kill at any moment leaves the old or the new model whole: between
+two renames only `.NAME.old` is there, and `read_model` (and `present`) then read that one. One writer at a
+time.
 
 **Reading.** A model may come from a stranger, so nothing in it is executed, and every file is checked
 before anything is built from it. Paths inside `config.yaml` (`backbone_weights`, `statistics`) are those of
@@ -17,6 +17,7 @@ the machine that trained the model: `read_model` hands them on as text and opens
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ import yaml
 
 from pad.config import Config
 from pad.errors import PadError, one_line
+from pad.store.files import CannotWrite, replace_folder, restore_folder, sibling, sync_folder, write_synced
 from pad.store.plain_json import parse_json
 from pad.store.schema import FORMAT, MOST_TEXT, check_calibration, check_config
 from pad.store.weights import TensorSpec, check_finite, check_tensors, parse_weights, read_header
@@ -96,32 +98,23 @@ def write_model(
         contents[CALIBRATION] = (json.dumps(calibration, allow_nan=False) + "\n").encode()
 
     folder = _absolute(folder)
-    new, old = _sibling(folder, "new"), _sibling(folder, "old")
+    new = sibling(folder, "new")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if not folder.exists() and old.is_dir():  # a writer was killed between its two renames
-            old.rename(folder)
-        _refuse_foreign(folder)
-        shutil.rmtree(new, ignore_errors=True)
+        _refuse_foreign(_current(folder))
+        restore_folder(folder)  # a writer may have been killed between its two renames
         try:
             new.mkdir()
             _copy_others(folder, new)
             for name, content in contents.items():
-                _write_synced(new / name, content)
-            _sync_folder(new)
-            shutil.rmtree(old, ignore_errors=True)
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
+                write_synced(new / name, content)
+            sync_folder(new)
+            replace_folder(new, folder)
         except OSError:
-            if not folder.exists() and old.is_dir():
-                old.rename(folder)
             shutil.rmtree(new, ignore_errors=True)
             raise
-        _sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise PadError(f"cannot write the model to {folder}: {error.strerror or error}") from None
+        raise CannotWrite(f"the model to {folder}", error) from None
 
 
 class _PlainDumper(yaml.SafeDumper):
@@ -134,10 +127,6 @@ class _PlainDumper(yaml.SafeDumper):
 def dump_config(config: Mapping[str, Any]) -> bytes:
     """The content of config.yaml, in plain YAML."""
     return yaml.dump(dict(config), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True).encode()
-
-
-def _sibling(folder: Path, role: str) -> Path:
-    return folder.parent / f".{folder.name}.{role}"
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -162,21 +151,19 @@ def _copy_others(folder: Path, new: Path) -> None:
             shutil.copy2(entry, new / entry.name, follow_symlinks=False)
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def fingerprint(folder: Path) -> str:
+    """A digest of all that reading a model folder takes from it: two models of one digest are the same.
 
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    Raises PadError as `read_model` does."""
+    digest = hashlib.sha256()
+    place = _current(folder)
+    _require_files(place)
+    for name, limit in ((WEIGHTS, MAX_WEIGHTS), (CONFIG, MAX_CONFIG), (CALIBRATION, MAX_CALIBRATION)):
+        if name == CALIBRATION and not os.path.lexists(place / name):
+            continue
+        content = read_inside(place, name, limit)
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -184,7 +171,7 @@ def _sync_folder(folder: Path) -> None:
 
 def present(folder: Path) -> bool:
     """Whether a model folder lies there, also one whose writer was killed while replacing it."""
-    return any((place / WEIGHTS).exists() for place in (folder, _sibling(_absolute(folder), "old")))
+    return any((place / WEIGHTS).exists() for place in (folder, sibling(_absolute(folder), "old")))
 
 
 def read_model(folder: Path, expected: Expected | None = None) -> ModelFiles:
@@ -221,7 +208,7 @@ def _absolute(folder: Path) -> Path:
 
 def _current(folder: Path) -> Path:
     """The folder, or what is left of it when its writer was killed between two renames."""
-    left = _sibling(_absolute(folder), "old")
+    left = sibling(_absolute(folder), "old")
     return left if not folder.exists() and left.is_dir() else folder
 
 

@@ -17,7 +17,7 @@ import msgspec
 from pad.config import Config, from_mapping
 from pad.errors import PadError, shown
 
-FORMAT = 1  # of config.yaml; a newer one is refused
+FORMAT = 2  # of config.yaml; a newer one is refused. 1: of the time when there was one view
 MOST_TEXT = 10_000  # characters
 MOST_NESTED = 16  # lists and mappings in one another
 MOST_LATENTS = 512  # images that fine-tuning can replay; a model keeps 256
@@ -29,6 +29,7 @@ _UNNAMED = {"residual_components": 0, "feature_channels": 1.0}
 
 Text = Annotated[str, msgspec.Meta(max_length=MOST_TEXT)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Score = Annotated[float, msgspec.Meta(ge=-MOST_SCORE, le=MOST_SCORE)]
 
 
 class Backbone(msgspec.Struct, frozen=True):
@@ -72,6 +73,7 @@ class _ModelConfig(msgspec.Struct, frozen=True):
     """config.yaml without its `recipe`, which pad.config checks."""
 
     backbone: Backbone = Backbone()
+    view_backbone: Backbone = Backbone()
     versions: dict[Text, Text] = {}
     data: Data = Data()
     training: Training = Training()
@@ -91,6 +93,7 @@ class _Extra(msgspec.Struct, frozen=True):
 
     map_scale: MapScale | None = None
     old_normal: Literal["estimated", "measured"] | None = None
+    views: dict[Text, list[Score]] | None = None
 
 
 def check_config(values: Any, where: str) -> Config:
@@ -136,7 +139,10 @@ def check_calibration(values: Any, config: Config, where: str) -> None:
     _check_latents(extra.get("replay"), config.latent_dim * config.latent_resolution**2, where)
     rest = {key: value for key, value in values.items() if key not in ("scores", "extra")}
     _check_plain({**rest, "extra": {k: v for k, v in extra.items() if k != "replay"}}, where)
-    scale = _convert(extra, _Extra, f"{where}: extra").map_scale
+    checked = _convert(extra, _Extra, f"{where}: extra")
+    if any(not known or known != sorted(known) for known in (checked.views or {}).values()):
+        raise PadError(f"{where}: 'views' must hold sorted scores; refused")
+    scale = checked.map_scale
     if scale is not None and not scale.low < scale.high:
         raise PadError(f"{where}: 'map_scale' must hold numbers, 0 <= low < high; refused")
 
