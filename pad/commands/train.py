@@ -75,7 +75,7 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
     new = joined(hashes_of(training), hashes_of(calibration))
     replay = _replay(start, request, before, len(training), new) if start else None
     folder.write_request({**request, "recipe": to_mapping(config)})
-    if arguments.resume and checkpoint is None:
+    if arguments.resume and checkpoint is None and config.has_generator:
         print(f"{folder.path} has no checkpoint yet: starting from the beginning", file=sys.stderr)
     _announce(config, training, calibration, request["minutes"], checkpoint)
     if start is not None:

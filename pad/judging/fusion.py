@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pad.errors import PadError
 
-PRIOR = {"generator": 0.25, "whole": 0.5, "middle": 0.08, "parts": 0.17}
+PRIOR = {"generator": 0.25, "whole": 0.56, "middle": 0.03, "parts": 0.16}
 _LEAST_DEVIATION = 1e-3  # of a log-score
 
 

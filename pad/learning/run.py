@@ -376,7 +376,8 @@ def _calibrate(detector: Detector, training: ImageSet, calibration: ImageSet, pr
     detector.calibrate(
         calibration.subset([looked.indices[row] for row in judged]), quick_scores=scores[judged]
     )
-    detector.trained_on = joined(detector.trained_on or NO_HASHES, hashes_of(calibration))
+    if detector.trained_on is not None:
+        detector.trained_on = joined(detector.trained_on, hashes_of(calibration))
 
 
 class Run:
