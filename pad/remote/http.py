@@ -175,7 +175,7 @@ def _exchange(url: str, headers: Mapping[str, str], method: str, deadline: Deadl
     with _watch(deadline) as (register, expired):
         try:
             request = urllib.request.Request(url, headers=dict(headers), method=method)
-            response = _opener(register).open(request, timeout=max(0.01, min(SILENCE, deadline.left)))
+            response = _opener(register).open(request, timeout=min(SILENCE, deadline.left + 1))
             known = {key.lower(): value for key, value in response.headers.items()}
             answer = Answer(int(response.status), known, response, expired, deadline)
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -203,6 +203,8 @@ def _network_error(
     if expired:
         return Unreachable(f"does not answer whole within {deadline.seconds:.0f} s")
     reason = getattr(error, "reason", error)  # of urllib's URLError, what lies below
+    if isinstance(reason, TimeoutError):
+        return Unreachable(f"says nothing for {SILENCE:.0f} s")
     text = one_line(str(getattr(reason, "strerror", None) or reason), 150)
     nonsense = isinstance(error, http.client.HTTPException | ValueError)
     broken = isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead)
