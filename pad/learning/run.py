@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.images.identity import NO_HASHES, Hashes, hashes_of, joined, with_hashes
 from pad.images.imageset import ImageSet, joined_sets
 from pad.images.resize import at_side
@@ -288,7 +288,7 @@ def _fit_views(
 
 def _tell_skipped(lines: list[str]) -> None:
     for line in lines[:20]:
-        print(f"skipped {line}", file=sys.stderr)
+        print(printable(f"skipped {line}"), file=sys.stderr)
     if len(lines) > 20:
         print(f"skipped {len(lines) - 20} more", file=sys.stderr)
 
