@@ -368,8 +368,8 @@ class Detector:
 def trained_message(seen: int, images: int) -> str:
     """What is said where a model is to be calibrated on `seen` of `images` that it was trained on."""
     return (
-        f"{seen} of {images} image{'' if images == 1 else 's'} were trained on by this model: they score too "
-        "low, so more new normal images would be flagged than promised"
+        f"the model was trained on {seen} of the {images} images given: such images score too low, so more "
+        "new normal images would be flagged than promised"
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from test_cli import SMALL, run
 import pad
 from pad.detector import Detector
 from pad.errors import PadError
+from pad.images.identity import hashes_of
+from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.learning.replay import (
     MixedImages,
@@ -164,6 +168,81 @@ def test_calibration_covers_both(
     assert sum(s >= old.calibration.scores[0] - 1e-6 for s in content["scores"]) >= 50
     assert max(content["scores"]) >= old.calibration.scores[-1] - 1e-6
     assert len(content["extra"]["replay"]) == 5 + 25  # the next fine-tuning replays both
+
+
+@pytest.fixture(scope="module")
+def grown(fashion: Path, boots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 120 images of `boots` and 40 more under new names, so that their order is another."""
+    folder = tmp_path_factory.mktemp("grown")
+    for path in [*boots.glob("*.png"), *(fashion / "test" / "normal").glob("*.png")]:
+        name = hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).hexdigest()[:8]
+        (folder / f"{name}.png").write_bytes(path.read_bytes())
+    assert len([*folder.iterdir()]) == 160
+    return folder
+
+
+def pixels(images: ImageSet) -> set[bytes]:
+    return {np.asarray(images.open(i)).tobytes() for i in range(len(images))}
+
+
+def test_nothing_is_calibrated_on_that_an_earlier_model_was_trained_on(
+    model: Path, old: Detector, boots: Path, grown: Path, tmp_path: Path
+) -> None:
+    """A folder that has grown, fine-tuned on twice with other seeds: by position, 35 of the 50 calibration
+    images had been trained on."""
+    text = fine_tune(model, grown, tmp_path / "second", "--steps", 2, "--replay", "none", "--seed", 5)
+    assert "70 of these were trained on before; none of them calibrates" in text
+    fine_tune(tmp_path / "second", grown, tmp_path / "third", "--steps", 2, "--replay", "none", "--seed", 6)
+    second, third = (pad.load(tmp_path / name, device="cpu") for name in ("second", "third"))
+    first_training, _ = split_images(resolve([str(boots)], "train"), old.config)
+    trained = pixels(first_training)
+    assert len(trained) == 70
+    before = old
+    for tuned in (second, third):
+        training, calibration = split_images(resolve([str(grown)], "train"), tuned.config, before.trained_on)
+        assert not pixels(calibration) & trained
+        assert tuned.calibration is not None
+        np.testing.assert_allclose(tuned.calibration.scores, np.sort(tuned.score(calibration)), rtol=1e-5)
+        trained |= pixels(training)
+        assert tuned.trained_on is not None
+        assert len(tuned.trained_on) == len(trained)
+        assert tuned.trained_among(training).all()
+        assert not tuned.trained_among(calibration).any()
+        before = tuned
+
+
+def test_replayed_images_that_were_trained_on_calibrate_nothing(
+    old: Detector, boots: Path, grown: Path
+) -> None:
+    images = resolve([str(grown)], "train")
+    training, held_out = split_images(resolve([str(boots)], "train"), old.config)
+    replay = make_replay(old, 200, images)
+    assert (len(replay.training), len(replay.held_out)) == (110, 50)
+    source, _ = load_images(training, old.config)
+    learned = {x.numpy().tobytes() for x in source.batch(torch.arange(len(training))).half()}
+    assert not learned & {x.numpy().tobytes() for x in replay.held_out.half()}
+    assert set(replay.hashes.tolist()) >= set(hashes_of(training).tolist())
+    # What is among the new images is theirs, on whichever side it is there.
+    rest = make_replay(old, 200, images, hashes_of(held_out))
+    assert len(rest.training) + len(rest.held_out) == 110
+    with pytest.raises(PadError, match=r"--replay .*all 70 normal images were trained on"):
+        make_replay(old, 200, training)
+    with pytest.raises(PadError, match="not among --data; 0 of 160 images"):
+        make_replay(old, 200, images, hashes_of(images))
+
+
+def test_a_model_that_does_not_say_what_it_was_trained_on(model: Path, boots: Path, tmp_path: Path) -> None:
+    shutil.copytree(model / "model", tmp_path / "older")
+    path = tmp_path / "older" / "calibration.json"
+    content = json.loads(path.read_text())
+    assert len(content["extra"].pop("trained_on")) == 8 * 70
+    path.write_text(json.dumps(content))
+    assert pad.load(tmp_path / "older", device="cpu").trained_on is None
+    text = fine_tune(tmp_path / "older", boots, tmp_path / "run", "--steps", 2, "--replay", "none")
+    assert "does not say which images it was trained on" in text
+    tuned = pad.load(tmp_path / "run", device="cpu")
+    assert tuned.trained_on is not None
+    assert len(tuned.trained_on) == 70
 
 
 def test_a_killed_fine_tuning_goes_on_as_if_it_had_not_stopped(
