@@ -16,7 +16,8 @@ from pad.errors import PadError
 from pad.images.identity import Hashes, hashes_of, joined
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
-from pad.learning.replay import NO_REPLAY, Replay, compare, format_quality, make_replay
+from pad.learning.comparison import compare, format_quality, warnings_of
+from pad.learning.replay import NO_REPLAY, Replay, make_replay
 from pad.learning.run import read_checkpoint, readable, split_images, train_detector
 from pad.recipes import build_config
 from pad.store.files import atomic
@@ -43,6 +44,7 @@ def train(arguments: argparse.Namespace) -> int:
     asked = _asked(folder, arguments, checkpoint is not None)
     images = resolve(asked["data"], "train", asked["data_root"])
     start = Detector.load(asked["from"], arguments.device) if asked["from"] else None
+    check = _check(asked, start.config) if start and asked["check"] else None
     if checkpoint is not None:
         config = _resumed_config(checkpoint["recipe"], arguments.config, settings)
     else:
@@ -77,7 +79,7 @@ def train(arguments: argparse.Namespace) -> int:
     )
     _report(detector, folder)
     if start is not None:
-        _report_fine_tuning(start, detector, replay, calibration, folder)
+        _report_fine_tuning(start, detector, replay, calibration, check, folder)
     return 0
 
 
@@ -107,9 +109,24 @@ def _asked(folder: Path, arguments: argparse.Namespace, resuming: bool) -> dict[
     minutes = arguments.minutes if arguments.minutes or arguments.steps else before.get("minutes")
     root = arguments.data_root or before.get("data_root")
     start, replay = arguments.start or before.get("from"), arguments.replay or before.get("replay")
+    check = arguments.check or before.get("check")
     if replay and not start:
         raise PadError("--replay goes with --from MODEL: it is what keeps that model's old normal")
-    return {"data": data, "data_root": root, "minutes": minutes, "from": start, "replay": replay}
+    if check and not start:
+        raise PadError("--check goes with --from MODEL: it is what that model finds and should go on finding")
+    return {
+        "data": data, "data_root": root, "minutes": minutes, "from": start, "replay": replay, "check": check
+    }  # fmt: skip
+
+
+def _check(asked: dict[str, Any], config: Config) -> ImageSet:
+    """The anomalies of --check: of labelled images those that are anomalous, otherwise all."""
+    images = resolve(asked["check"], "evaluate", asked["data_root"])
+    images = images.subset(i for i, sample in enumerate(images.samples) if sample.anomalous is not False)
+    images, errors = readable(images, config)
+    if not len(images):
+        raise PadError(f"--check: {errors[0] if errors else f'all images in {images.source} are normal'}")
+    return images
 
 
 def _say_what_was_trained_on(start: Detector, training: ImageSet) -> None:
@@ -173,14 +190,21 @@ def _report(detector: Detector, folder: Path) -> None:
 
 
 def _report_fine_tuning(
-    start: Detector, detector: Detector, replay: Replay | None, held_out: ImageSet, folder: Path
+    start: Detector,
+    detector: Detector,
+    replay: Replay | None,
+    held_out: ImageSet,
+    check: ImageSet | None,
+    folder: Path,
 ) -> None:
-    """Old and new normal images before and after, on the terminal and in the model's card."""
+    """Normal images and anomalies before and after, on the terminal and in the model's card."""
     held_out, _ = readable(held_out, detector.config)
-    quality = compare(start, detector, replay, held_out)
+    quality = compare(start, detector, replay, held_out, check)
     detector.card["fine_tuning"]["quality"] = quality
     detector.save(folder / "model")
     print(f"\n{format_quality(quality, replay is not None and replay.generated)}")
+    for warning in warnings_of(quality):
+        print(f"warning: {warning}", file=sys.stderr)
     if replay is not None and replay.generated:
         print(
             "the old normal was replayed from the model itself, so its false-alarm rate is an estimate; "
