@@ -21,8 +21,9 @@ from pad.images.named import DATASETS
 from pad.images.resolve import resolve
 from pad.images.stream import load_all
 from pad.judging.metrics import detection_metrics
-from pad.learning.run import finished_detector, read_checkpoint, split_images, train_detector
+from pad.learning.run import finished_detector, split_images, train_detector
 from pad.recipes import build_config
+from pad.store.run_folder import RunFolder
 
 HELD_OUT = 0.2  # of the normal images of a folder that has no test images of its own
 LARGEST_RAW = 64  # pixels: the side up to which baselines see images of one size as they are stored
@@ -149,7 +150,7 @@ def train_and_score(
             pick_device(device),
             folder,
             minutes,
-            resume=read_checkpoint(folder) is not None,
+            checkpoint=RunFolder(folder).read_checkpoint(),
             progress=True,
             data_root=data_root,
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Detector", "PadError", "fit", "list_models", "load"]
+__all__ = ["Config", "Detector", "PadError", "PadWarning", "fit", "list_models", "load"]
 
 _HOME = {
     "Config": "pad.config",
     "Detector": "pad.detector",
     "PadError": "pad.errors",
+    "PadWarning": "pad.errors",
     "fit": "pad.detector",
     "list_models": "pad.store.hub",
     "load": "pad.detector",

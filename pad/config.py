@@ -6,6 +6,7 @@ A recipe is flat, so that `--set key=value` reaches all of it. It travels with t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from pad.errors import PadError, did_you_mean
+from pad.errors import PadError, did_you_mean, one_line, shown
 
 SIMILARITIES = ("relative-perceptual-l1", "l1", "l2", "ssim", "lpips")
 BACKBONES = ("vgg16-st", "vgg16", "vgg19")
 BATCH_SIZE = 128  # images scored at a time, divided among the lanes of a CPU (pad/devices.py)
+MOST_BATCH = 1 << 14  # images in a batch: more is a slip, or means to exhaust the memory
+MOST_SEEN = 1024  # side of the images that a backbone sees, in pixels
 SCORING_SETTINGS = (  # they touch the score alone: training is the same whatever they are
     "feature_weights",
     "feature_channels",
@@ -134,14 +137,17 @@ def from_mapping(values: Mapping[str, Any], where: str = "the recipe") -> Config
     hints = get_type_hints(Config)
     unknown = [key for key in values if key not in hints]
     if unknown:
-        key = str(unknown[0])
-        raise PadError(f"{where}: unknown setting '{key}'{did_you_mean(key, hints)}")
+        key = unknown[0]
+        hint = did_you_mean(key, hints) if isinstance(key, str) else ""
+        raise PadError(f"{where}: unknown setting {shown(key)}{hint}")
     return Config(**{key: _convert(key, value, str(hints[key]), where) for key, value in values.items()})
 
 
 def _convert(key: str, value: Any, hint: str, where: str) -> Any:
     """`value` as the type that the annotation `hint` names; int is accepted where float is meant."""
-    fail = PadError(f"{where}: setting '{key}' cannot be {value!r}; it takes {_EXPECTED.get(hint, 'text')}")
+    fail = PadError(
+        f"{where}: setting '{key}' cannot be {shown(value)}; it takes {_EXPECTED.get(hint, 'text')}"
+    )
     if value is None:
         if "None" in hint:
             return None
@@ -151,35 +157,45 @@ def _convert(key: str, value: Any, hint: str, where: str) -> Any:
             return value
         raise fail
     if "tuple" in hint:
-        kind: type = int if "int" in hint else float
         items = value if isinstance(value, list | tuple) else [value]
-        if all(isinstance(i, int | kind) and not isinstance(i, bool) for i in items):
-            return tuple(kind(i) for i in items)
-        raise fail
+        convert = _whole if "int" in hint else _number
+        return tuple(convert(item, fail) for item in items)
     if "Mapping" in hint:
         if isinstance(value, str):
             return {name.strip(): 1.0 for name in value.split(",")}
         if isinstance(value, list | tuple):
             return {str(name): 1.0 for name in value}
-        if isinstance(value, Mapping) and all(isinstance(w, int | float) for w in value.values()):
-            return {str(name): float(w) for name, w in value.items()}
+        if isinstance(value, Mapping):
+            return {str(name): _number(weight, fail) for name, weight in value.items()}
         raise fail
     if "float" in hint:
-        if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-            try:
-                return float(value)
-            except ValueError:
-                raise fail from None
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        raise fail
+        return _number(value, fail)
     if "int" in hint:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
+        return _whole(value, fail)
+    if isinstance(value, bytes | list | dict | set | tuple):
         raise fail
     return str(value)
+
+
+def _whole(value: Any, fail: PadError) -> int:
+    """A whole number of 64 bits, also if it was written as 3.0."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise fail
+    return value
+
+
+def _number(value: Any, fail: PadError) -> float:
+    """A finite number."""
+    try:
+        # YAML 1.1 reads 1e-4 as text.
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise fail from None
+    if not math.isfinite(number):
+        raise fail
+    return number
 
 
 _EXPECTED = {
@@ -203,7 +219,7 @@ def check(config: Config) -> None:
 
     def need(fits: bool, key: str, what: str) -> None:
         if not fits:
-            raise PadError(f"setting '{key}' cannot be {getattr(config, key)!r}; it takes {what}")
+            raise PadError(f"setting '{key}' cannot be {shown(getattr(config, key))}; it takes {what}")
 
     size, r = config.size, config.latent_resolution
     coarsest = coarsest_resolution(size)
@@ -215,30 +231,39 @@ def check(config: Config) -> None:
     need(r >= 1 and (coarsest % r == 0 or (r <= size // 4 and _is_doubled(r, coarsest))), "latent_resolution",
          f"a divisor of {coarsest}, the coarsest resolution of size {size}, or its double up to a quarter of "
          "the size")  # fmt: skip
-    for key in ("latent_dim", "batch_size", "steps", "n_critic", "gradient_penalty_every", "balance_every",
-                "log_every", "checkpoint_every"):  # fmt: skip
+    for key in ("gradient_penalty_every", "balance_every", "log_every", "checkpoint_every"):
         need(getattr(config, key) >= 1, key, "a whole number of at least 1")
-    need(config.latent_dim <= 1 << 14, "latent_dim", f"at most {1 << 14}")
+    # What lies above these is a slip, or the wish of a stranger's model to take all time or memory.
+    for key, most in (
+        ("latent_dim", 1 << 14),
+        ("batch_size", MOST_BATCH),
+        ("steps", 10**9),
+        ("n_critic", 1000),
+    ):
+        need(1 <= getattr(config, key) <= most, key, f"a whole number of at least 1, at most {most:,}")
+    for key, most in (("refine_steps", 1000), ("residual_components", 1 << 16), ("augment_shift", size),
+                      ("seed", 2**63 - 2)):  # fmt: skip
+        need(0 <= getattr(config, key) <= most, key, f"a whole number from 0 to {most:,}")
     for key in ("generator_channels", "encoder_channels", "critic_channels", "latent_critic_channels"):
         widths = getattr(config, key)
         need(bool(widths) and all(1 <= c <= 4096 for c in widths), key, "a list of widths from 1 to 4096")
-    for key in (
-        "learning_rate",
-        "critic_learning_rate",
-        "balance_target",
-        "refine_rate",
-        "generator_weight",
-        "encoder_weight",
-    ):
-        need(getattr(config, key) > 0, key, "a number above 0")
-    for key in ("weight_decay", "sigma_floor", "gradient_penalty", "drift", "refine_steps", "sample_every",
-                "augment_shift", "residual_components"):  # fmt: skip
-        need(getattr(config, key) >= 0, key, "0 or more")
+    for key in ("learning_rate", "critic_learning_rate"):
+        need(0 < getattr(config, key) <= 1e30, key, "a number above 0, up to 1e30")
+    for key in ("balance_target", "refine_rate", "generator_weight", "encoder_weight"):
+        need(0 < getattr(config, key) <= 1e9, key, "a number above 0, up to 1e9")
+    for key in ("weight_decay", "sigma_floor", "gradient_penalty", "drift"):
+        need(0 <= getattr(config, key) <= 1e9, key, "a number from 0 to 1e9")
+    need(config.sample_every >= 0, "sample_every", "0 or more")
     for key in ("warm_up", "critic_head_start"):
         need(0 <= getattr(config, key) <= 1, key, "a share of the training from 0 to 1")
     need(0 < config.prior_mass <= 1, "prior_mass", "a share above 0, up to 1")
     need(0 < config.feature_channels <= 1, "feature_channels", "a share above 0, up to 1")
     need(0.25 <= config.backbone_scale <= 8, "backbone_scale", "a factor from 0.25 to 8")
+    need(
+        config.backbone_scale * size <= MOST_SEEN,
+        "backbone_scale",
+        f"at most {MOST_SEEN} pixels over the size",
+    )
     need(0 <= config.ema < 1, "ema", "a decay from 0 to below 1")
     need(len(config.betas) == 2 and all(0 <= b < 1 for b in config.betas), "betas", "two numbers below 1")
     need(0 < config.calibration_fraction < 1, "calibration_fraction", "a share between 0 and 1")
@@ -247,12 +272,13 @@ def check(config: Config) -> None:
     need(config.balancing in ("gradient-normalizing", "fixed"), "balancing",
          "'gradient-normalizing' or 'fixed'")  # fmt: skip
     need(config.standardize in ("sigma", "variance"), "standardize", "'sigma' or 'variance'")
-    need(bool(config.layers) and all(w > 0 for w in config.layers.values()), "layers", "positive weights")
+    need(bool(config.layers) and all(0 < w <= 1e9 for w in config.layers.values()), "layers",
+         "layer: weight, each above 0, up to 1e9")  # fmt: skip
     for key, known in (("similarity", SIMILARITIES), ("backbone", BACKBONES)):
         value = getattr(config, key)
         if value not in known:
             hint = did_you_mean(value, known)
-            raise PadError(f"setting '{key}' cannot be '{value}'; it takes {', '.join(known)}{hint}")
+            raise PadError(f"setting '{key}' cannot be {shown(value)}; it takes {', '.join(known)}{hint}")
 
 
 def zoo_folder() -> Path:
@@ -286,8 +312,8 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PadError(f"--config: cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PadError(f"--config: {path} is not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2001-99-99 is a ValueError
+        raise PadError(f"--config: {path} is not YAML: {one_line(str(error))}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -307,6 +333,6 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             raise PadError(f"--set takes key=value, not '{word}'")
         try:
             values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise PadError(f"--set {key}: '{text}' is not a value") from None
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise PadError(f"--set {key}: {shown(text)} is not a value") from None
     return values

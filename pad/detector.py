@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pad.config import BATCH_SIZE, Config, from_mapping, to_mapping
+from pad.config import BATCH_SIZE, Config, to_mapping
 from pad.devices import cast_similarity, in_parallel, lanes, pick_device, pick_precision, to_device
-from pad.errors import PadError
+from pad.errors import PadError, warn
 from pad.images.identity import Hashes, pack, unpack
+from pad.images.ranges import warn_of_unit_range
 from pad.judging.calibration import Calibration
 from pad.networks import build_networks
 from pad.similarity.build import Similarity, build_similarity
@@ -30,14 +31,12 @@ from pad.similarity.relative import RelativePerceptualL1
 
 if TYPE_CHECKING:
     from pad.showing.explanation import Explanation
+    from pad.store.weights import TensorSpec
 
 Result = TypeVar("Result")
 
 
 _TRAINED_ON = "trained_on"  # in calibration.json, under "extra"
-
-# What settings mean that the recipe of an older model does not name.
-_UNNAMED = {"residual_components": 0, "feature_channels": 1.0}
 
 
 class Examined(NamedTuple):
@@ -141,7 +140,8 @@ class Detector:
         return z * (radius / length).clamp_max(1)
 
     def _refine(self, reference: Any, z: Tensor) -> Tensor:
-        """Gradient steps on z from E(x) towards the closest generated image, argmin_z rho(x, G(z))."""
+        """Gradient steps on z from E(x) towards the closest generated image, argmin_z rho(x, G(z)); after
+        each z is drawn into the prior again."""
         z = z.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([z], lr=self.config.refine_rate)
         for _ in range(self.config.refine_steps):
@@ -150,6 +150,8 @@ class Detector:
                 distance = self.similarity.compare(reference, self.networks["generator"](z).float()).sum()
             (z.grad,) = torch.autograd.grad(distance, z)
             optimizer.step()
+            with torch.no_grad():
+                z.copy_(self._within_prior(z))
         return z.detach()
 
     def scoring_by(self, config: Config) -> Detector:
@@ -196,11 +198,15 @@ class Detector:
 
         Args:
             images: paths, PIL images, uint8 arrays (n, H, W[, C]), float tensors (n, C, H, W) in [-1, 1],
-                or an ImageSet.
+                or an ImageSet. Arrays and tensors of three channels are RGB; OpenCV's are BGR, and want
+                `array[..., ::-1]`.
 
         Raises:
             PadError: an image that cannot be read, named.
+
+        Warns (pad.PadWarning) if float tensors look as if they were scaled to [0, 1].
         """
+        warn_of_unit_range(images)
         scores = [scores.numpy() for scores in self._each_batch(self.score_batch, images)]
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
@@ -215,18 +221,24 @@ class Detector:
         """True for anomalies, (n,) bool; on new normal images at most the share `fpr` is flagged, on average
         over calibration sets or, with a `confidence` such as 0.95, by this very model with that probability.
 
-        Raises PadError if the model has no calibration, or an image cannot be read.
+        Raises PadError if the model has no calibration, or an image cannot be read. Warns (pad.PadWarning) if
+        the calibration images are too few for this rate: then nothing is flagged, whatever the images show.
         """
-        return self._calibrated().verdicts(self.score(images), fpr, confidence)
+        calibration = self._calibrated()
+        _warn_if_nothing_can_be_flagged(calibration, fpr, confidence)
+        return calibration.verdicts(self.score(images), fpr, confidence)
 
     def explain(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> list[Explanation]:
         """Why: for each image the nearest normal image that the generator can make, and where it differs;
         with the verdict that `predict` gives.
 
-        Raises PadError if an image cannot be read.
+        Raises PadError if an image cannot be read. Warns as `score` and `predict` do.
         """
         from pad.showing.explanation import explain_images
 
+        warn_of_unit_range(images)
+        if self.calibration is not None:
+            _warn_if_nothing_can_be_flagged(self.calibration, fpr, confidence)
         return list(explain_images(self, images, fpr, confidence))
 
     def trained_among(self, images: Any) -> np.ndarray:
@@ -253,11 +265,13 @@ class Detector:
         maps, and some latents, from which fine-tuning can replay what is normal (pad/learning/replay.py).
 
         Raises PadError if an image cannot be read, or if the model was trained on one: such images score
-        too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the same.
+        too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the
+        same. Warns as `score` does.
         """
         from pad.learning.replay import kept_latents
         from pad.showing.explanation import MapScale
 
+        warn_of_unit_range(images)
         extra = dict(extra or {})
         if self.trained_on is not None:
             images = images if hasattr(images, "__len__") else list(images)
@@ -329,28 +343,32 @@ class Detector:
         tensors = {**self.networks.state_dict(), **_statistics(self.similarity)}
         # The path of a weights file means nothing on another machine; the fingerprint says which it was.
         recipe = {**to_mapping(self.config), "backbone_weights": None}
-        config = {"recipe": recipe, "backbone": _backbone_card(self.similarity), **self.card}
+        config = {"recipe": recipe, "backbone": _backbone_card(self.similarity, self.config), **self.card}
         calibration = None if self.calibration is None else self.calibration.to_dict()
         if calibration is not None and self.trained_on is not None:
             calibration["extra"][_TRAINED_ON] = pack(self.trained_on)
         write_model(Path(folder), tensors, config, calibration, readme or model_card(self))
 
     @classmethod
-    def load(cls, model: str | Path, device: str = "auto", backbone_weights: str | None = None) -> Detector:
+    def load(
+        cls,
+        model: str | Path,
+        device: str = "auto",
+        backbone_weights: str | None = None,
+        allow_downloads: bool = False,
+    ) -> Detector:
         """See `load`."""
         from pad.store.hub import resolve_model
-        from pad.store.model_folder import check_tensors, read_model
+        from pad.store.model_folder import read_model
 
         folder = resolve_model(str(model))
-        files = read_model(folder)
-        config = from_mapping({**_UNNAMED, **files.config["recipe"]}, f"{folder / 'config.yaml'}")
-        config = dataclasses.replace(config, backbone_weights=backbone_weights)
-        networks = build_networks(config)
-        similarity = build_similarity(config)
+        files = read_model(folder, _expected_tensors)
+        config = dataclasses.replace(files.recipe, backbone_weights=backbone_weights)
+        similarity = build_similarity(config, download=allow_downloads)
         _make_room(similarity, files.tensors)
-        expected = {**networks.state_dict(), **_statistics(similarity)}
-        check_tensors(files.tensors, expected, folder / "model.safetensors")
         _check_backbone(files.config.get("backbone"), similarity, folder)
+        with torch.device("meta"):
+            networks = build_networks(config)
         networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
         if isinstance(similarity, RelativePerceptualL1):
             statistics = similarity.statistics
@@ -359,9 +377,8 @@ class Detector:
             files.calibration, f"{folder / 'calibration.json'}"
         )
         card = {k: v for k, v in files.config.items() if k not in ("format", "recipe", "backbone")}
-        trained_on = None
-        if calibration and _TRAINED_ON in calibration.extra:
-            trained_on = _unpacked(calibration.extra.pop(_TRAINED_ON), folder / "calibration.json")
+        packed = calibration.extra.pop(_TRAINED_ON, None) if calibration else None
+        trained_on = None if packed is None else unpack(packed)
         return cls(config, networks, similarity, pick_device(device), calibration or None, card, trained_on)
 
 
@@ -373,11 +390,22 @@ def trained_message(seen: int, images: int) -> str:
     )
 
 
-def _unpacked(text: Any, path: Path) -> Hashes:
-    try:
-        return unpack(text)
-    except ValueError:
-        raise PadError(f"{path}: '{_TRAINED_ON}' must hold hashes of images in base64") from None
+def _warn_if_nothing_can_be_flagged(calibration: Calibration, fpr: float, confidence: float | None) -> None:
+    if note := calibration.note(fpr, confidence):
+        warn(note)
+
+
+def _expected_tensors(config: Config, found: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
+    """What model.safetensors must hold for a recipe, on the `meta` device: it takes no memory."""
+    with torch.device("meta"):
+        tensors = build_networks(config).state_dict()
+        if config.similarity == "relative-perceptual-l1":
+            similarity = build_similarity(
+                dataclasses.replace(config, backbone_weights=None), pretrained=False
+            )
+            _make_room(similarity, found)
+            tensors |= _statistics(similarity)
+    return tensors
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -394,14 +422,14 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     return blurred * (maps.mean((1, 2), keepdim=True) / means)
 
 
-def _make_room(similarity: Similarity, tensors: Mapping[str, Tensor]) -> None:
+def _make_room(similarity: Similarity, tensors: Mapping[str, Tensor | TensorSpec]) -> None:
     """For the channels that count, and for as many components as a model holds: fewer than its recipe asks
     for where images were few, more where it was fine-tuned."""
     if isinstance(similarity, RelativePerceptualL1):
         similarity.choose_channels()
         for layer in similarity.layers:
             found = tensors.get(f"similarity.{layer}.components")
-            similarity.of(layer).make_room(0 if found is None or not found.dim() else len(found))
+            similarity.of(layer).make_room(found.shape[0] if found is not None and len(found.shape) else 0)
 
 
 def _statistics(similarity: Similarity) -> dict[str, Tensor]:
@@ -411,33 +439,44 @@ def _statistics(similarity: Similarity) -> dict[str, Tensor]:
     return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}
 
 
-def _backbone_card(similarity: Similarity) -> dict[str, str]:
+def _backbone_card(similarity: Similarity, config: Config) -> dict[str, str]:
+    """Which weights they were; `file` where they came from a local one, which nobody else may have."""
     if not isinstance(similarity, RelativePerceptualL1):
         return {}
-    return {"name": similarity.backbone.name, "fingerprint": similarity.backbone.fingerprint}
+    card = {"name": similarity.backbone.name, "fingerprint": similarity.backbone.fingerprint}
+    return {**card, "file": Path(config.backbone_weights).name} if config.backbone_weights else card
 
 
 def _check_backbone(recorded: Any, similarity: Similarity, folder: Path) -> None:
-    present = _backbone_card(similarity)
-    if isinstance(recorded, Mapping) and present and recorded.get("fingerprint") != present["fingerprint"]:
+    if not isinstance(recorded, Mapping) or not isinstance(similarity, RelativePerceptualL1):
+        return
+    if recorded.get("fingerprint") != similarity.backbone.fingerprint:
         raise PadError(
-            f"{folder} was trained with other weights of the backbone {present['name']} than are installed "
-            "here, so its scores would not be comparable; give the right file with --backbone-weights"
+            f"{folder} was trained with other weights of the backbone {similarity.backbone.name} than these, "
+            "so its scores would not be comparable; give the right file with --backbone-weights (in training "
+            "with --set backbone_weights=FILE)"
         )
 
 
-def load(model: str | Path, device: str = "auto", backbone_weights: str | None = None) -> Detector:
+def load(
+    model: str | Path,
+    device: str = "auto",
+    backbone_weights: str | None = None,
+    allow_downloads: bool = False,
+) -> Detector:
     """A trained detector.
 
     Args:
         model: a run folder, a model folder, `zoo:NAME`, or `hf-hub:ORG/REPO[@REVISION]`.
         device: auto, cpu, cuda or mps.
         backbone_weights: a local file of weights for the backbones vgg16 and vgg19.
+        allow_downloads: whether the weights of such a backbone may be downloaded, if they are not on this
+            machine: a model may come from a stranger, and does not start a download by itself.
 
     Raises:
         PadError: no such model, or one that is damaged, unsafe or made by a newer format.
     """
-    return Detector.load(model, device, backbone_weights)
+    return Detector.load(model, device, backbone_weights, allow_downloads)
 
 
 def fit(
@@ -465,6 +504,7 @@ def fit(
     from pad.learning.run import split_images, train_detector
     from pad.recipes import build_config
 
+    warn_of_unit_range(images)
     image_set = as_image_set(images)
     if isinstance(config, Config):
         recipe = config.replace(**settings) if settings else config

@@ -206,9 +206,10 @@ class LatentCritic(nn.Module):
 
 
 def initialize(network: nn.Module) -> None:
-    """Kaiming-normal weights for LeakyReLU(0.2), zero biases."""
+    """Kaiming-normal weights for LeakyReLU(0.2), zero biases. On the device `meta` there is nothing to fill,
+    and trying to imports seconds of torch."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, a=SLOPE, mode="fan_in")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -375,9 +375,120 @@ def test_fail_on_anomaly_and_fdr(trained: Path, fashion: Path, tmp_path: Path) -
         text=True,
     )
     assert loose.returncode == 3
-    run("evaluate.py", trained, data, "--fpr", 0.001, "--fail-on-anomaly")
     run("evaluate.py", trained, data, "--fdr", 0.2, "--out", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["fdr"] == 0.2
+
+
+@pytest.fixture(scope="module")
+def uncalibrated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uncalibrated") / "model"
+    shutil.copytree(trained / "model", folder)
+    (folder / "calibration.json").unlink()
+    return folder
+
+
+def test_what_could_not_be_judged_has_a_status_of_its_own(
+    trained: Path, uncalibrated: Path, fashion: Path, tmp_path: Path
+) -> None:
+    data, broken = fashion / "test" / "normal", tmp_path / "broken.png"
+    broken.write_bytes(b"junk")
+    calm = ["--fpr", 0.02]  # 50 calibration images hold 1 / 51
+    table = rows_of(trained, data, tmp_path)
+    normal = [row["path"] for row in table if float(row["p_value"]) > 0.05][:5]
+    highest = max(table, key=lambda row: float(row["score"]))["path"]
+    for option in ("--fail-on-anomaly", "--fail-on-error"):
+        message = run("evaluate.py", uncalibrated, data, option, status=4).stderr
+        assert message == "not all could be judged: the model has no calibration (exit status 4)\n"
+        message = run("evaluate.py", trained, data, "--fpr", 0.001, option, status=4).stderr
+        assert "50 calibration images cannot hold a rate of 0.001" in message
+        run("evaluate.py", trained, *normal, *calm, option)
+        done = raw("evaluate.py", trained, *normal, broken, *calm, option)
+        assert done.returncode == 4
+        assert done.stderr.splitlines() == [
+            f"skipped {broken}: not an image of a supported format",
+            "not all could be judged: 1 of 6 images could not be read (exit status 4)",
+        ]
+    # Anomalies win over what could not be judged, where they were asked for.
+    flagged = [trained, highest, broken, "--fpr", 0.9]
+    assert raw("evaluate.py", *flagged, "--fail-on-anomaly", "--fail-on-error").returncode == 3
+    assert raw("evaluate.py", *flagged, "--fail-on-anomaly").returncode == 3
+    assert raw("evaluate.py", *flagged, "--fail-on-error").returncode == 4
+    assert raw("evaluate.py", *flagged).returncode == 0
+    run("evaluate.py", uncalibrated, data)
+
+
+def rows_of(model: Path, data: Path, folder: Path) -> list[dict[str, str]]:
+    run("evaluate.py", model, data, "--out", folder / "scored")
+    return rows(folder / "scored" / "scores.csv")
+
+
+def raw(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command(script, *arguments), capture_output=True, text=True, env=environment)
+
+
+def stopped_while_scoring(number: int, out: Path, *arguments: object) -> tuple[int, str]:
+    """Starts evaluate.py and sends the signal once some rows are there: its status and standard error."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        command("evaluate.py", *arguments, "--out", out, "--batch-size", 8),
+        env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(
+        p.stat().st_size > 2000 for p in out.glob("scores.partial*")
+    ):
+        time.sleep(0.02)
+    process.send_signal(number)
+    return process.wait(timeout=60), process.stderr.read()
+
+
+@pytest.mark.parametrize("fdr", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_evaluation_keeps_its_rows(
+    trained: Path, fashion: Path, tmp_path: Path, number: int, fdr: bool
+) -> None:
+    data, out = tmp_path / "many", tmp_path / "out"
+    data.mkdir()
+    source = sorted((fashion / "test").glob("*/*.png"))
+    for i in range(8000):
+        (data / f"{i:05d}.png").symlink_to(source[i % len(source)])
+    extra = ["--fdr", 0.1] if fdr else []
+    status, message = stopped_while_scoring(number, out, trained, data, *extra)
+    assert len(list(out.iterdir())) == 1, list(out.iterdir())
+    (partial,) = out.iterdir()
+    kept = rows(partial)
+    assert 0 < len(kept) < 8000
+    if number == signal.SIGKILL:
+        assert status == -number
+        assert partial.name.startswith("scores.partial-")
+    else:
+        assert status == 128 + number
+        assert partial.name == "scores.partial.csv"
+        assert message == (
+            f"evaluate.py: stopped by {signal.Signals(number).name}; "
+            f"the {len(kept)} rows so far are kept in {partial}\n"
+        )
+    whole = rows_of(trained, fashion / "test", tmp_path)
+    expected = {row["path"]: row["score"] for row in whole}
+    for i, row in enumerate(kept[: -1 if number == signal.SIGKILL else None]):
+        assert row["path"] == str(data / f"{i:05d}.png")
+        assert float(row["score"]) == pytest.approx(float(expected[str(source[i % len(source)])]), rel=0.02)
+        assert (row["verdict"] == "") == fdr
+
+
+def test_rows_are_printed_as_they_come(trained: Path, fashion: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    many = [fashion / "test"] * 40
+    process = subprocess.Popen(
+        command("evaluate.py", trained, *many, "--out", "-", "--format", "jsonl", "--batch-size", 8),
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert json.loads(process.stdout.readline())["error"] == ""
+    assert process.poll() is None  # 5,600 images take longer than a line does
+    process.terminate()
+    assert len(process.stdout.read().splitlines()) < 5599
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(

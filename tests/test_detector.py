@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,58 @@ def test_p_values_and_verdicts_follow_from_the_calibration(detector: pad.Detecto
     expected = [(1 + (calibration >= s).sum()) / 51 for s in scores.astype(np.float64)]
     np.testing.assert_allclose(detector.p_values(files), expected)
     np.testing.assert_array_equal(detector.predict(files, fpr=0.2), np.array(expected) <= 0.2)
+
+
+def test_too_few_calibration_images_warn(detector: pad.Detector, files: list[Path]) -> None:
+    """50 calibration images hold no rate below 1 / 51: all verdicts are False, and once nothing said so."""
+    for call in (detector.predict, detector.explain):
+        with pytest.warns(
+            pad.PadWarning, match="cannot hold a false-alarm rate of 1 %, so nothing is flagged"
+        ) as told:
+            call(files, fpr=0.01)
+        assert len(told) == 1
+        assert told[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            call(files, fpr=0.02)
+    assert issubclass(pad.PadWarning, UserWarning)
+
+
+def test_tensors_in_zero_to_one_warn(detector: pad.Detector, files: list[Path]) -> None:
+    x, _, _ = load_all(resolve([str(f) for f in files], "evaluate"), detector.config)
+    unit = (x + 1) / 2
+    calls = (detector.score, detector.p_values, detector.predict, detector.explain)
+    for call in calls:
+        for images in (unit, unit.numpy(), list(unit), unit[0][None]):
+            with pytest.warns(pad.PadWarning, match=r"as if scaled to \[0, 1\]") as told:
+                call(images)
+            assert len(told) == 1
+            assert told[0].filename == __file__
+    pixels = (unit * 255).round().to(torch.uint8).numpy()[:, 0]
+    bright = x / 4 + 0.75  # nothing darker than mid-grey
+    for images in (x, list(x), x.numpy(), pixels, files, bright, torch.zeros(2, 1, 28, 28), x[:0]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            detector.score(images)
+    with pytest.warns(pad.PadWarning, match="as if scaled"), pytest.raises(PadError, match="at least 8"):
+        pad.fit(unit[:3])
+
+
+def test_arrays_are_red_green_blue(photographs: Path) -> None:
+    """An array gives what its file gives; the reversed channels of OpenCV give something else."""
+    pictures = [
+        Image.open(path).convert("RGB").resize((28, 28)) for path in sorted(photographs.glob("*.png"))
+    ]
+    pictures += [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
+    colour = pad.fit(pictures, device="cpu", **{**SMALL, "steps": 2})
+    image = pictures[0]
+    rgb = np.asarray(image)[None]
+    assert detector_scores(colour, rgb) == detector_scores(colour, [image])
+    assert detector_scores(colour, rgb[..., ::-1]) != detector_scores(colour, [image])
+
+
+def detector_scores(detector: pad.Detector, images: object) -> float:
+    return float(detector.score(images)[0])
 
 
 def test_saved_and_loaded_gives_the_same_scores(

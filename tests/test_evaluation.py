@@ -7,6 +7,7 @@ import io
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from pad.judging.metrics import (
     rate,
     weighted_metrics,
 )
-from pad.judging.rows import COLUMNS, Row, judge_batch, make_row, write_scores
+from pad.judging.rows import COLUMNS, FORMATS, Row, ScoreWriter, judge_batch, make_row, write_scores
 from pad.judging.summary import format_table, summarize, write_summary
 
 rng = np.random.default_rng(5)
@@ -258,6 +259,64 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
         write_scores([], target, "xml")
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("provisional", [False, True])
+def test_rows_that_come_over_time_make_the_same_file(tmp_path: Path, form: str, provisional: bool):
+    rows = example_rows(Calibration(np.arange(100) / 100))
+    write_scores(rows, tmp_path / "whole", form)
+    target = tmp_path / "new" / f"scores.{form}"
+    with ScoreWriter(target, form, provisional) as writer:
+        writer.add(rows[:3])
+        assert not target.exists()
+        writer.add([])
+        writer.add(rows[3:])
+        writer.finish(rows)
+    assert target.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_what_was_added_is_on_disk_at_once(tmp_path: Path):
+    with ScoreWriter(tmp_path / "scores.csv") as writer:
+        writer.add([Row("a.png", 1.0), Row("b.png", error="is empty")])
+        (growing,) = tmp_path.iterdir()
+        assert "partial" in growing.name
+        assert growing.read_text().splitlines()[1:] == ["a.png,1,,,", "b.png,,,,is empty"]
+        writer.finish()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rows_of_an_evaluation_that_fails_are_kept_under_another_name(tmp_path: Path, form: str):
+    target = tmp_path / f"scores.{form}"
+    target.write_text("old")
+    writer = ScoreWriter(target, form, provisional=True)
+    with suppress(RuntimeError), writer:
+        writer.add([Row("a.png", 1.0, 0.5, "normal"), Row("b.png", 2.0, 0.01, "anomaly")])
+        raise RuntimeError
+    assert target.read_text() == "old"
+    partial = tmp_path / f"scores.partial.{form}"
+    assert sorted(tmp_path.iterdir()) == sorted([target, partial])
+    assert writer.kept == f"the 2 rows so far are kept in {partial}"
+    write_scores([Row("a.png", 1.0, 0.5), Row("b.png", 2.0, 0.01)], tmp_path / "whole", form)
+    assert partial.read_bytes() == (tmp_path / "whole").read_bytes()  # verdicts are not known yet
+    with ScoreWriter(target, form) as writer:
+        writer.finish()
+    assert not partial.exists()
+    with pytest.raises(RuntimeError), ScoreWriter(tmp_path / "none" / "scores.csv") as writer:
+        raise RuntimeError
+    assert list((tmp_path / "none").iterdir()) == []
+
+
+def test_where_rows_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(PadError, match=r"cannot write .*file/scores\.csv"),
+        ScoreWriter(tmp_path / "file/scores.csv"),
+    ):
+        pass
+    with pytest.raises(PadError, match="--format takes csv, jsonl, json"):
+        ScoreWriter(tmp_path / "scores.xml", "xml")
+
+
 def test_a_score_that_is_not_finite_is_an_error_row():
     calibration = Calibration(np.arange(100))
     for score in (np.nan, np.inf):
@@ -354,6 +413,30 @@ def test_verdicts_by_false_discovery_rate():
     summary = summarize(judged, calibration, 0.05, fdr=0.05)
     assert summary["threshold"] == min(r.score for r in judged if r.verdict == "anomaly")
     assert "false ones among the flagged" in format_table(summary)
+
+
+def test_the_summary_says_what_could_not_be_judged():
+    def reasons(scores: list[float | None], calibration: Calibration | None, fdr: float | None = None) -> str:
+        rows = [make_row(str(i), score, calibration, 0.05) for i, score in enumerate(scores)]
+        rows = judge_batch(rows, fdr) if fdr else rows
+        summary = summarize(rows, calibration, 0.05, fdr)
+        json.dumps(summary, allow_nan=False)
+        return "; ".join(summary["unjudged"])
+
+    enough, few = Calibration(np.arange(19) / 10), Calibration(np.arange(18) / 10)
+    assert reasons([0.1, 5.0], enough) == ""
+    assert reasons([0.1, 5.0], None) == "the model has no calibration"
+    assert reasons([0.1, 5.0], few) == "18 calibration images cannot hold a rate of 0.05"
+    assert reasons([0.1, None, None, 5.0], enough) == "2 of 4 images could not be read"
+    assert reasons([None], few) == (
+        "18 calibration images cannot hold a rate of 0.05; 1 of 1 image could not be read"
+    )
+    assert reasons([0.1, 5.0], few, 0.05) == "18 calibration images cannot hold a rate of 0.05"
+    assert reasons([5.0], enough, 0.05) == ""  # flagged
+    assert reasons([0.1] * 9, enough, 0.05) == ""  # below calibration images: normal at any number of them
+    assert reasons([0.1] * 9 + [5.0], enough, 0.05) == (
+        "1 image above all 19 calibration images, which are too few for a rate of 0.05 over 10 images"
+    )
 
 
 def test_names_cannot_steer_the_terminal():

@@ -10,20 +10,19 @@ from PIL import Image
 
 from pad.config import Config
 from pad.errors import PadError
+from pad.images.geometry import seen_box
 from pad.showing.explanation import (
     MapScale,
     align_map,
     annotate,
-    displayable,
     make_explanation,
     montage,
     overlay,
     panels,
     safe_name,
-    seen_box,
-    to_picture,
-    write_explanation,
+    write_pictures,
 )
+from pad.showing.pictures import displayable, to_picture
 
 SCALE = MapScale(0.5, 2.0)
 
@@ -194,6 +193,62 @@ def test_every_mode_is_displayed(mode: str):
     assert displayable(clear).getpixel((0, 0)) == (255, 255, 255)
 
 
+def in_every_mode(side: int) -> dict[str, Image.Image]:
+    """A smooth colour picture in every mode that a file can have, and in some ways to be transparent."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(30, 225, (6, 6, 3), dtype=np.uint8))
+    picture = coarse.resize((side, side * 3 // 4), Image.Resampling.BICUBIC)
+    grey = np.asarray(picture.convert("L"))
+    modes = {
+        mode: picture.convert(mode) for mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV", "RGBX")
+    }
+    modes |= {mode: picture.convert(mode[:-1] + "A") for mode in ("LA", "PA", "RGBA")}
+    modes |= {mode: modes[mode[:-1] + "A"].convert(mode) for mode in ("La", "RGBa")}
+    modes |= {
+        "I;16": Image.fromarray(grey.astype(np.uint16) * 257),
+        "I": Image.fromarray(grey.astype(np.int32) * 257),
+    }
+    modes["I;16B"] = Image.frombytes("I;16B", picture.size, (grey.astype(">u2") * 257).tobytes())
+    for white in (1, 255, 65535):
+        modes[f"F to {white}"] = Image.fromarray(grey.astype(np.float32) * (white / 255))
+    for name, key in (("L", 40), ("P", 3), ("RGB", (200, 30, 30))):
+        modes[f"{name} with a transparent colour"] = modes[name].copy()
+        modes[f"{name} with a transparent colour"].info["transparency"] = key
+    return modes
+
+
+@pytest.mark.parametrize("mode", in_every_mode(8))
+def test_a_large_picture_of_any_mode_is_reduced_as_a_whole_one(mode: str, monkeypatch: pytest.MonkeyPatch):
+    """Tile by tile it is what the whole picture, converted and then reduced, would be."""
+    monkeypatch.setattr("pad.showing.pictures._TILE", 50)
+    image = in_every_mode(515)[mode]
+    reduced = displayable(image, 128)
+    assert reduced.mode == "RGB"
+    assert reduced.size == (103, 78)
+    np.testing.assert_array_equal(np.asarray(reduced), np.asarray(displayable(image).reduce(5)))
+
+
+def test_a_wide_picture_is_drawn_at_a_bounded_size():
+    image = Image.new("P", (70_000, 3), 7)
+    assert displayable(image, 2048).size == (2000, 1)
+    drawn = make_explanation(
+        image, np.zeros((1, 32, 32)), np.ones((32, 32)), Config(size=32, channels=1, fit="stretch"), 1.0
+    )
+    assert drawn.input.size == (2000, 1)
+    assert drawn.anomaly_map.shape == (1, 2000)
+    assert drawn.box == (0, 0, 2000, 1)
+    assert all(max(picture.size) <= 2048 for picture in drawn.pictures("a label").values())
+
+
+def test_the_box_stays_in_place_on_a_reduced_copy():
+    result = explanation((5000, 4000))
+    assert result.input.size == (1667, 1334)
+    assert result.box == (167, 0, 1500, 1334)
+    y, x = np.unravel_index(result.anomaly_map.argmax(), result.anomaly_map.shape)
+    assert 167 + 20 / 32 * 1334 <= x < 167 + 24 / 32 * 1334
+    assert 4 / 32 * 1334 <= y < 8 / 32 * 1334
+
+
 def test_pictures_of_tensors():
     values = np.linspace(-1.2, 1.2, 12).reshape(1, 3, 4)
     picture = to_picture(values)
@@ -204,8 +259,8 @@ def test_pictures_of_tensors():
 
 
 def test_files_are_named_apart(tmp_path: Path):
-    first = write_explanation(explanation(), tmp_path / "why", 1, "a/x y.png", "hole")
-    second = write_explanation(explanation(), tmp_path / "why", 2, "b/x y.png")
+    first = write_pictures(explanation().pictures("hole"), tmp_path / "why", 1, "a/x y.png")
+    second = write_pictures(explanation().pictures(), tmp_path / "why", 2, "b/x y.png")
     assert first.name == "000001-x_y.montage.png"
     assert first != second
     names = sorted(p.name for p in (tmp_path / "why").iterdir())

@@ -19,7 +19,8 @@ import yaml
 
 from pad.config import Config, to_mapping
 from pad.errors import PadError
-from pad.store.model_folder import FORMAT, check_tensors, present, read_model, write_model
+from pad.store.model_folder import FORMAT, present, read_model, write_model
+from pad.store.weights import check_tensors
 
 CALIBRATION = {"scores": [0.25, 0.5, 0.5, 1.0]}
 

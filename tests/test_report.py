@@ -388,6 +388,174 @@ def test_no_request_leaves_the_file_and_no_error_is_logged(opened):
     assert browser.get_log("browser") == []
 
 
+def write_scores_of(
+    path: Path, scores: list[float], calibrated: int, fpr: float = 0.05, **options: object
+) -> None:
+    """A report of pictures of 300x200 pixels with these scores; calibrated on so many."""
+    rng = np.random.default_rng(0)
+    calibration = Calibration(rng.gamma(20, 0.05, calibrated)) if calibrated else None
+    rows = []
+    with ReportWriter(path, calibration=calibration, fpr=fpr, config=Config(size=32, channels=1),
+                      **{"scale": MapScale(0.5, 2.0), **options}) as report:  # fmt: skip
+        for i, score in enumerate(scores):
+            rows.append(make_row(f"images/{i}.png", score, calibration, fpr))
+            report.add(
+                rows[-1], texture(rng, 300, 200), np.zeros((1, 32, 32)), np.ones((32, 32)), rng.normal(size=8)
+            )
+        report.finish(summarize(rows, calibration, fpr))
+
+
+@pytest.fixture
+def phone(browser) -> Iterator[object]:
+    """The browser with the screen of a phone: a function that sets its width."""
+
+    def set_width(width: int) -> None:
+        screen = {"width": width, "height": 700, "deviceScaleFactor": 1, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+    yield set_width
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [320, 360, 390])
+def test_a_phone_shows_it_without_scrolling_sideways(browser, phone, tmp_path: Path, width: int):
+    write(tmp_path / "r.html", 40)
+    phone(width)
+    browser.get((tmp_path / "r.html").as_uri())
+    panel = browser.find_element("id", "chosen")
+    assert not panel.is_displayed()
+    for _ in range(2):
+        assert browser.execute_script("return document.documentElement.scrollWidth") == width
+        browser.execute_script("document.getElementById('list').scrollIntoView()")
+        time.sleep(0.2)
+        browser.execute_script("document.querySelector('.item').click()")
+        assert panel.is_displayed()
+    browser.find_element("id", "close").click()
+    assert not panel.is_displayed()
+    browser.find_element("css selector", "#list").send_keys("\ue007")  # the Enter key: enlarged
+    assert browser.find_element("id", "viewer").is_displayed()
+    assert browser.execute_script(
+        "const box = document.getElementById('viewer'); return box.scrollWidth <= box.clientWidth"
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.browser
+def test_a_rate_that_cannot_be_held_says_why(browser, tmp_path: Path):
+    write_scores_of(tmp_path / "r.html", [1.0, 2.0, 9.0], 50, fpr=0.01)
+    browser.get((tmp_path / "r.html").as_uri())
+    sentence = browser.find_element("id", "sentence")
+    why = Calibration(np.arange(50)).note(0.01)
+    assert sentence.text == f"{why}."
+    assert tile(browser, "false-alarm rate") == "0 %"
+    choose(browser, "rate", "0.4")
+    assert sentence.text == (
+        "50 calibration images cannot hold a false-alarm rate of 0.4 %, so nothing is flagged; the lowest "
+        "they can hold is 2 %. For 0.4 %, calibrate on at least 249 normal images."
+    )
+    assert Calibration(np.arange(50)).note(0.004).endswith("calibrate on at least 249 normal images")
+    choose(browser, "rate", "2")
+    assert tile(browser, "flagged") != "0"
+    assert "score at least" in sentence.text
+    browser.find_element("id", "slider").send_keys("\ue010")  # the End key: by hand, no rate is asked for
+    assert sentence.text == "Nothing is flagged."
+    browser.find_element("id", "reset").click()
+    assert sentence.text == f"{why}."
+    write_scores_of(tmp_path / "r.html", [1.0, 2.0], 0)
+    browser.get((tmp_path / "r.html").as_uri())
+    assert "the model has no calibration" in browser.find_element("id", "sentence").text
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [([], "linear"), ([12.0, 9.0], "logarithmic"), ([9e4, 8e4], "zoomed"), ([-50.0, 900.0], "zoomed")],
+)
+def test_a_few_extreme_scores_do_not_squash_the_rest(
+    browser, tmp_path: Path, scores: list[float], expected: str
+):
+    rng = np.random.default_rng(1)
+    write_scores_of(tmp_path / "r.html", [*rng.gamma(20, 0.05, 60), *scores], 100)
+    browser.get((tmp_path / "r.html").as_uri())
+    assert browser.find_element("id", "scale").get_attribute("value") == expected
+
+    def bars() -> int:
+        return browser.execute_script("return document.querySelectorAll('#histogram .f-normal').length")
+
+    shown = bars()
+    assert shown >= 8
+    threshold, flagged = (
+        browser.find_element("id", "threshold").get_attribute("value"),
+        tile(browser, "flagged"),
+    )
+    if scores:
+        choose(browser, "scale", "linear")
+        assert bars() <= shown / 2
+    # The axis changes what is seen, and nothing of the result.
+    assert browser.find_element("id", "threshold").get_attribute("value") == threshold
+    assert tile(browser, "flagged") == flagged
+    for scale in browser.execute_script(
+        "return [...document.getElementById('scale').options].map((o) => o.value)"
+    ):
+        choose(browser, "scale", scale)
+        texts = browser.execute_script(
+            "return [...document.querySelectorAll('#histogram text')].map((t) => t.textContent)"
+        )
+        assert ("and above" in texts) == (scale == "zoomed")
+        browser.find_element("id", "slider").send_keys("\ue014")  # the right arrow key
+        moved = float(browser.find_element("id", "threshold").get_attribute("value"))
+        assert tile(browser, "flagged") == str(sum(s >= moved for s in [*rng_scores(60), *scores]))
+    assert browser.get_log("browser") == []
+
+
+def rng_scores(count: int) -> list[float]:
+    return [float(np.float32(s)) for s in np.random.default_rng(1).gamma(20, 0.05, count)]
+
+
+@pytest.mark.browser
+def test_a_picture_is_shown_with_its_size_its_scale_and_enlarged(browser, tmp_path: Path):
+    write_scores_of(tmp_path / "r.html", [3.0, 1.0, 2.0], 20)
+    browser.get((tmp_path / "r.html").as_uri())
+    facts = browser.find_element("id", "facts").text
+    assert "picture\n300 × 200 px" in facts
+    assert "the model sees\nits centre, 200 × 200 px, as 32 × 32 px, grey" in facts
+    bar = browser.find_element("css selector", "#chosen .bar")
+    assert bar.text.split() == ["0.5", "2"]
+    assert len(bar.find_elements("css selector", "rect")) == 32
+    viewer = browser.find_element("id", "viewer")
+    assert not viewer.is_displayed()
+    browser.find_element("css selector", "#panes .pane").click()
+    assert viewer.is_displayed()
+    name = browser.find_element("id", "viewer-name")
+    assert name.text == "0.png"
+
+    def drawn() -> tuple[float, float]:
+        """The map's opacity, and the proportions of the pane that it lies in."""
+        return browser.execute_script(
+            "const p = document.getElementById('viewer-input'), box = p.getBoundingClientRect();"
+            "return [+getComputedStyle(p.lastChild).opacity, box.width / box.height]"
+        )
+
+    time.sleep(0.2)
+    assert drawn() == pytest.approx([0.5, 1.5], abs=0.03)
+    for percent in ("0", "100"):
+        choose(browser, "opacity", percent)
+        assert drawn()[0] == float(percent) / 100
+    body = browser.switch_to.active_element
+    body.send_keys("\ue014")  # the right arrow key
+    assert name.text == "2.png"
+    assert drawn()[0] == 1
+    browser.switch_to.active_element.send_keys("\ue014")
+    browser.switch_to.active_element.send_keys("\ue012")  # left
+    assert name.text == "2.png"
+    browser.switch_to.active_element.send_keys("\ue00c")  # Escape
+    assert not viewer.is_displayed()
+    browser.find_element("tag name", "body").send_keys("\ue014")  # without a gallery in focus
+    assert browser.find_element("id", "chosen-name").text == "1.png"
+    assert browser.get_log("browser") == []
+
+
 @pytest.mark.browser
 def test_edge_cases_open_without_an_error(browser, tmp_path: Path):
     for images, calibrated in ((0, True), (1, False), (3, True)):

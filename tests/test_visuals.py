@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +159,152 @@ def test_drawing_needs_a_folder(
     error = capsys.readouterr().err
     assert f"{option} writes files: name a folder for them with --out" in error
     assert error.count("\n") == 1
+
+
+# What fails in drawing never touches the scores
+
+
+def scores_of(folder: Path) -> list[tuple[str, str]]:
+    return [(Path(r["path"]).name, r["score"]) for r in csv.DictReader((folder / "scores.csv").open())]
+
+
+def test_large_pictures_of_every_mode_are_drawn(model: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """From 513 pixels on, palettes, 1-bit and 16-bit pictures once ended the report, and lost the scores."""
+    data, plain, drawn = tmp_path / "data", tmp_path / "plain", tmp_path / "drawn"
+    data.mkdir()
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)).resize((600, 530))
+    grey = np.asarray(picture.convert("L"))
+    for name in ("RGB.png", "P.png", "1.png", "L.png", "LA.png", "RGBA.png", "CMYK.jpg", "CMYK.tif",
+                 "LAB.tif", "YCbCr.tif", "P.gif"):  # fmt: skip
+        picture.convert(name.split(".")[0]).save(data / name)
+    picture.convert("P").save(data / "clear.png", transparency=3)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(data / "deep.png")
+    Image.fromarray(grey.astype(">u2") * 257).save(data / "deep.tif")
+    Image.fromarray(grey.astype(np.int32) * 257).save(data / "I.tif")
+    Image.fromarray(grey.astype(np.float32) / 255).save(data / "F.tif")
+    assert main(["evaluate", model, str(data), "--out", str(plain)]) == 0
+    assert main(["evaluate", model, str(data), "--out", str(drawn), "--report", "--explain"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"report: {drawn / 'report.html'}\n" in out
+    assert f"explanations: {drawn / 'explanations'}\n" in out
+    assert [name for name, _ in scores_of(plain)] == [name for name, _ in scores_of(drawn)]
+    assert len(list((drawn / "explanations").glob("*.png"))) == 3 * len(list(data.iterdir()))
+    text = (drawn / "report.html").read_text("utf-8")
+    assert "without a picture" not in text
+
+
+class Vanishing:
+    """An image in a container that is lost once it was read."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data: bytes | None = data
+
+    def read(self) -> bytes:
+        data, self.data = self.data, b""
+        assert data is not None
+        return data
+
+
+def test_a_picture_that_cannot_be_drawn_is_left_out_and_told(detector: Detector, boots: Path, tmp_path: Path):
+    from pad.commands.evaluate import score_batches
+    from pad.images.imageset import ImageSet, Sample
+    from pad.judging.summary import summarize
+    from pad.showing.report import ReportWriter
+    from pad.showing.visuals import Visuals
+
+    paths = sorted(boots.glob("*.png"))[:6]
+    contents = [*paths[:5], Vanishing(paths[5].read_bytes())]
+    images = ImageSet([Sample(f"{i}.png") for i in range(6)], contents, [str(i) for i in range(6)], "memory")
+    rows = []
+    with ReportWriter(
+        tmp_path / "report.html", calibration=detector.calibration, fpr=0.05, config=detector.config
+    ) as report:
+        visuals = Visuals(detector, images, report, 6)
+        for batch in score_batches(detector, images, 0.05, 4, examine=True):
+            rows += batch.rows.values()
+            visuals.add(*batch)
+        written = visuals.finish(rows, summarize(rows, detector.calibration, 0.05), tmp_path)
+    assert visuals.failures == ["no picture of 5.png: the file is empty"]
+    assert visuals.unwritten is None
+    assert len(written) == 6
+    assert len(list((tmp_path / "explanations").glob("*.montage.png"))) == 5
+    assert all(row.score is not None for row in rows)
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert "1 of 6 images are without a picture: it could not be drawn" in text
+    blocks = [
+        line
+        for block in text.split('class="thumbnails">')[1:]
+        for line in block.split("</script>")[0].split("\n")
+    ]
+    assert sorted(map(bool, blocks)) == [False, *[True] * 5]
+
+
+def test_masks_that_cannot_be_used_cost_no_score(
+    model: str, mvtec: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    data = tmp_path / "data"
+    shutil.copytree(mvtec, data)
+    masks = sorted((data / "ground_truth/square").iterdir())
+    masks[0].write_bytes(b"junk")
+    Image.new("L", (20, 20)).save(masks[1])
+    assert main(["evaluate", model, str(data), "--out", str(tmp_path / "out"), "--report"]) == 0
+    err = capsys.readouterr().err
+    assert f"{masks[0]}: not an image of a supported format" in err
+    assert f"{masks[1]} is 20x20 pixels, but its image has 28x28" in err
+    assert "Traceback" not in err
+    assert len(scores_of(tmp_path / "out")) == len(scores_of_all(model, data, tmp_path))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "2 images count in no pixel metric: their masks cannot be used" in summary["notes"]
+    assert set(summary["pixels"]) == {"pixel_roc_auc", "aupro"}
+
+
+def scores_of_all(model: str, data: Path, folder: Path) -> list[tuple[str, str]]:
+    assert main(["evaluate", model, str(data), "--out", str(folder / "plain")]) == 0
+    return scores_of(folder / "plain")
+
+
+@pytest.mark.parametrize("option", ["--report", "--explain"])
+def test_a_full_disk_costs_the_pictures_and_no_score(model: str, tmp_path: Path, option: str):
+    """No file may grow beyond 20 kB, as if the disk were full: enough for the scores, not for pictures."""
+    resource = pytest.importorskip("resource")
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        Image.fromarray(rng.integers(0, 255, (200, 200), dtype=np.uint8)).save(data / f"{i}.png")
+    command = [sys.executable, "-m", "pad", "evaluate", model, str(data), "--out", str(out), option]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "cannot write" in done.stderr
+    assert done.stderr.endswith("the scores are complete\n")
+    assert len(scores_of(out)) == 30
+    assert json.loads((out / "summary.json").read_text())["counts"]["scored"] == 30
+    assert not (out / "report.html").exists()
+
+
+def test_drawing_takes_little_memory(model: str, tmp_path: Path):
+    """A palette picture of 40 million pixels: what drawing takes beside scoring is far below one RGB copy."""
+    image = Image.new("P", (8000, 5000), 3)
+    image.putpalette([i % 256 for i in range(768)])
+    image.save(tmp_path / "large.png", compress_level=1)
+    peaks = []
+    program = (
+        "import resource, sys; from pad.commands.parser import main; status = main(sys.argv[1:]);"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
+    )
+    for name, extra in (("plain", []), ("drawn", ["--report", "--explain"])):
+        arguments = ["evaluate", model, str(tmp_path / "large.png"), "--out", str(tmp_path / name), *extra]
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split("peak ")[1]) / 1024)
+    assert peaks[1] < peaks[0] + 100  # MB; an RGB copy takes 120, a map at its size 160

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pad.backbones.pooling import blurred_max_pool, relu
-from pad.errors import PadError, did_you_mean
+from pad.backbones.weights import read_state
+from pad.errors import PadError, did_you_mean, one_line, shown
 
 # Convolutions in each of the five blocks, with their widths; a 2x2 pooling lies between the blocks.
 _VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -34,6 +35,8 @@ class Backbone(nn.Module):
         layers: names of the layers to return.
         weights: a local file of weights for vgg16 or vgg19 (safetensors or a torch state dict).
         size: resize the images to this side first; None: as they are.
+        download: whether torchvision's weights are downloaded if they are not on this machine.
+        pretrained: False: without any weights, for the shapes alone.
 
     Raises:
         PadError: an unknown layer, images too small for it, or weights that cannot be had.
@@ -43,7 +46,13 @@ class Backbone(nn.Module):
     deviation: Tensor
 
     def __init__(
-        self, name: str, layers: Iterable[str], weights: str | None = None, size: int | None = None
+        self,
+        name: str,
+        layers: Iterable[str],
+        weights: str | None = None,
+        size: int | None = None,
+        download: bool = True,
+        pretrained: bool = True,
     ) -> None:
         super().__init__()
         self.name, self.size = name, size
@@ -52,7 +61,7 @@ class Backbone(nn.Module):
         known = [f"relu{b}_{i}" for b, (_, n) in enumerate(plan, 1) for i in range(1, n + 1)]
         for layer in self.layers:
             if layer not in known:
-                raise PadError(f"setting 'layers': {name} has no '{layer}'{did_you_mean(layer, known)}")
+                raise PadError(f"setting 'layers': {name} has no {shown(layer)}{did_you_mean(layer, known)}")
         deepest = max(known.index(layer) for layer in self.layers)
         self.deepest = known[deepest]
         self.convolutions = nn.ModuleDict()
@@ -67,7 +76,7 @@ class Backbone(nn.Module):
         self.register_buffer(
             "deviation", torch.tensor(_IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False
         )
-        state = load_backbone_weights(name, weights)
+        state = load_backbone_weights(name, weights, download) if pretrained else []
         self.fingerprint = _fingerprint(state)
         for layer, (weight, bias) in zip(known, state, strict=False):
             if layer in self.convolutions:
@@ -135,14 +144,17 @@ def _convolve(convolution: nn.Conv2d, x: Tensor, channels: Tensor | None) -> Ten
     return F.conv2d(x, convolution.weight[channels], convolution.bias[channels], padding=1)
 
 
-def load_backbone_weights(name: str, file: str | None = None) -> list[tuple[Tensor, Tensor]]:
-    """(weight, bias) of each convolution in order. Raises PadError if they cannot be had."""
+def load_backbone_weights(
+    name: str, file: str | None = None, download: bool = True
+) -> list[tuple[Tensor, Tensor]]:
+    """(weight, bias) of each convolution in order. Raises PadError if they cannot be had, or had only by a
+    download and `download` is False."""
     if file is not None:
-        state = _read_state(Path(file))
+        state = read_state(Path(file))
     elif name == "vgg16-st":
-        state = _read_state(_stlpips_file())
+        state = read_state(_stlpips_file())
     else:
-        state = _torchvision_state(name)
+        state = _torchvision_state(name, download)
     weights = [v for k, v in state.items() if k.endswith(".weight") and v.dim() == 4 and v.shape[-1] == 3]
     biases = [state[k[: -len("weight")] + "bias"] for k, v in state.items()
               if k.endswith(".weight") and v.dim() == 4 and v.shape[-1] == 3]  # fmt: skip
@@ -162,34 +174,23 @@ def _stlpips_file() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "weights" / "vST0.0" / "vgg_shift_tolerant.pth"
 
 
-def _torchvision_state(name: str) -> dict[str, Tensor]:
+def _torchvision_state(name: str, download: bool) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(name)["IMAGENET1K_V1"]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    if not download and not cached.is_file():
+        raise PadError(
+            f"backbone {name}: its weights are not on this machine, and a model does not download them by "
+            "itself: allow it with --allow-downloads, or give a file with --backbone-weights"
+        )
     try:
-        return weights.get_state_dict(progress=False, check_hash=True)
+        return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:
         raise PadError(
-            f"backbone {name}: cannot download its weights ({error}); "
+            f"backbone {name}: cannot download its weights ({one_line(str(error))}); "
             "give a local copy with --set backbone_weights=FILE, or use --set backbone=vgg16-st"
         ) from None
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise PadError(f"backbone weights: no such file {path}") from None
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PadError(f"backbone weights: cannot read {path} as plain weights: {reason}") from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise PadError(f"backbone weights: {path} is not a state dict of tensors")
-    return state
 
 
 def _fingerprint(state: Sequence[tuple[Tensor, Tensor]]) -> str:

@@ -21,7 +21,9 @@ SHOWN = 10  # unreadable images named on the terminal
 def calibrate(arguments: argparse.Namespace) -> int:
     """`pad calibrate`: model, normal images -> the same model, calibrated on them."""
     images = resolve(arguments.data, "evaluate", arguments.data_root).normal_only()
-    detector = Detector.load(arguments.model, arguments.device, arguments.backbone_weights)
+    detector = Detector.load(
+        arguments.model, arguments.device, arguments.backbone_weights, arguments.allow_downloads
+    )
     images, errors = readable(images, detector.config)
     for line in errors[:SHOWN]:
         print(f"skipped {line}", file=sys.stderr)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from pad.errors import PadError
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.images.stream import Batch, each_batch
-from pad.judging.rows import ANOMALY, Row, judge_batch, make_row, write_scores
+from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch, make_row
 from pad.judging.summary import format_table, summarize, write_summary
 
 if TYPE_CHECKING:
@@ -27,40 +28,141 @@ if TYPE_CHECKING:
 SHOWN = 10  # rows on the terminal
 
 
+class Stopped(PadError):
+    """Stopped by a signal; what was scored is kept."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.status = 128 + number
+
+
+class _Signal(KeyboardInterrupt):
+    """What a signal raises on its way to become Stopped: no exception that a picture may cause."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class Scored(NamedTuple):
+    """A batch of an ImageSet, scored."""
+
+    rows: dict[int, Row]  # by index, in order; also of those that could not be read
+    indices: list[int]  # of the images that `examined` holds
+    examined: Examined | None
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     """`pad evaluate`: model, data -> scores and summary."""
     if arguments.confidence is not None and arguments.fdr is not None:
         raise PadError("--confidence goes with --fpr, not with --fdr: leave one of them away")
-    images = resolve(arguments.data, "evaluate", arguments.data_root)
-    detector = Detector.load(arguments.model, arguments.device, arguments.backbone_weights)
-    with _visuals(detector, images, arguments) as visuals:
-        rows = list(
-            score_rows(detector, images, arguments.fpr, arguments.batch_size, visuals, arguments.confidence)
+    with _stoppable() as check:
+        images = resolve(arguments.data, "evaluate", arguments.data_root)
+        detector = Detector.load(
+            arguments.model, arguments.device, arguments.backbone_weights, arguments.allow_downloads
         )
-        if arguments.fdr is not None:
-            rows = judge_batch(rows, arguments.fdr)
-        _write_rows(rows, arguments)
-        scored = [row for row in rows if row.score is not None]
-        if not scored:
-            raise PadError(f"no usable image among {images.describe()}: {rows[0].path}: {rows[0].error}")
-        pixels = visuals.pixels if visuals else None
-        summary = summarize(
-            rows,
-            detector.calibration,
-            arguments.fpr,
-            arguments.fdr,
-            pixels,
-            confidence=arguments.confidence,
-        )
-        summary["model"] = arguments.model
-        if arguments.out and arguments.out != "-":
-            write_summary(summary, Path(arguments.out) / "summary.json")
-        if visuals:
-            visuals.finish(rows, summary, Path(arguments.out))
-    print(f"{_most_anomalous(scored)}\n\n{format_table(summary)}", file=_table_stream(arguments))
-    for row in [row for row in rows if row.error][:SHOWN]:
-        print(f"skipped {row.path}: {row.error}", file=sys.stderr)
-    return 3 if arguments.fail_on_anomaly and summary["counts"]["flagged"] else 0
+        with _visuals(detector, images, arguments) as visuals:
+            rows = _score_and_write(detector, images, arguments, visuals, check)
+            scored = [row for row in rows if row.score is not None]
+            if not scored:
+                raise PadError(f"no usable image among {images.describe()}: {rows[0].path}: {rows[0].error}")
+            pixels = visuals.pixels if visuals else None
+            summary = summarize(
+                rows,
+                detector.calibration,
+                arguments.fpr,
+                arguments.fdr,
+                pixels,
+                confidence=arguments.confidence,
+            )
+            summary["model"] = arguments.model
+            if visuals and visuals.without_mask:
+                summary["notes"].append(
+                    f"{visuals.without_mask} images count in no pixel metric: their masks cannot be used"
+                )
+            if arguments.out and arguments.out != "-":
+                write_summary(summary, Path(arguments.out) / "summary.json")
+            written = visuals.finish(rows, summary, Path(arguments.out)) if visuals else []
+        print(f"{_most_anomalous(scored)}\n\n{format_table(summary)}", file=_table_stream(arguments))
+        _tell(rows, visuals, written, arguments)
+        if visuals and visuals.unwritten:
+            raise PadError(f"{visuals.unwritten}; the scores are complete")
+        return _status(summary, arguments)
+
+
+def _score_and_write(
+    detector: Detector,
+    images: ImageSet,
+    arguments: argparse.Namespace,
+    visuals: Visuals | None,
+    check: Callable[[], None],
+) -> list[Row]:
+    """All rows, each batch written before anything is drawn of it; `check` is called after each."""
+    rows: list[Row] = []
+    writer = _writer(arguments)
+    try:
+        with writer or nullcontext():
+            for batch in score_batches(
+                detector,
+                images,
+                arguments.fpr,
+                arguments.batch_size,
+                visuals is not None,
+                arguments.confidence,
+            ):
+                rows += batch.rows.values()
+                if writer:
+                    writer.add(list(batch.rows.values()))
+                if visuals:
+                    visuals.add(*batch)
+                check()
+            if arguments.fdr is not None:
+                rows = judge_batch(rows, arguments.fdr)
+            if writer:
+                writer.finish(rows)
+    except (PadError, _Signal) as error:
+        if writer and writer.kept:
+            error.args = (f"{error}; {writer.kept}",)
+        raise
+    return rows
+
+
+def _writer(arguments: argparse.Namespace) -> ScoreWriter | None:
+    if not arguments.out:
+        return None
+    to_file = arguments.out != "-"
+    destination = Path(arguments.out) / f"scores.{arguments.format}" if to_file else "-"
+    return ScoreWriter(destination, arguments.format, provisional=arguments.fdr is not None)
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], None]]:
+    """Within, Ctrl-C and SIGTERM stop what is going on, and leave as Stopped.
+
+    What a signal raises is lost where it hits a finalizer: the function that is given here raises it again,
+    and is to be called now and then.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        check()
+
+    def check() -> None:
+        if received:
+            raise _Signal(received[0])
+
+    try:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: leave signals to the program that called us
+        before = {}
+    try:
+        yield check
+    except _Signal as interrupt:
+        raise Stopped(str(interrupt), interrupt.number) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -95,54 +197,82 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
         yield Visuals(detector, images, report, arguments.explain)
 
 
-def score_rows(
+def score_rows(detector: Detector, images: ImageSet, fpr: float, batch_size: int) -> Iterator[Row]:
+    """A row for every image in order."""
+    for batch in score_batches(detector, images, fpr, batch_size):
+        yield from batch.rows.values()
+
+
+def score_batches(
     detector: Detector,
     images: ImageSet,
     fpr: float,
     batch_size: int,
-    visuals: Visuals | None = None,
+    examine: bool = False,
     confidence: float | None = None,
-) -> Iterator[Row]:
-    """A row for every image in order, read and scored batch by batch, with a progress bar on a terminal."""
+) -> Iterator[Scored]:
+    """All images in order, read and scored batch by batch, with a progress bar on a terminal. examine: also
+    what is drawn of them."""
 
     def look(batch: Batch) -> tuple[Batch, list[float], Examined | None]:
         if not batch.indices:
             return batch, [], None
-        if visuals is None:
+        if not examine:
             return batch, detector.score_batch(batch.tensor).tolist(), None
         examined = detector.examine(batch.tensor)
         return batch, examined.scores.tolist(), examined
 
     bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)
-    looked = each_batch(look, images, detector.config, detector.device, batch_size)
-    for batch, scores, examined in looked:
-        results: dict[int, tuple[float | None, str]] = {i: (None, reason) for i, reason in batch.errors}
-        results.update({i: (score, "") for i, score in zip(batch.indices, scores, strict=True)})
-        rows = {}
-        for index, (score, error) in sorted(results.items()):
-            sample = images.samples[index]
-            rows[index] = make_row(
-                sample.name,
-                score,
-                detector.calibration,
-                fpr,
-                error,
-                sample.anomalous,
-                sample.kind,
-                confidence,
-            )
-        if visuals:
-            visuals.add(rows, batch.indices, examined)
-        yield from rows.values()
-        bar.update(len(results))
-    bar.close()
+    with bar:
+        looked = each_batch(look, images, detector.config, detector.device, batch_size)
+        for batch, scores, examined in looked:
+            results: dict[int, tuple[float | None, str]] = {i: (None, reason) for i, reason in batch.errors}
+            results.update({i: (score, "") for i, score in zip(batch.indices, scores, strict=True)})
+            rows = {}
+            for index, (score, error) in sorted(results.items()):
+                sample = images.samples[index]
+                rows[index] = make_row(
+                    sample.name,
+                    score,
+                    detector.calibration,
+                    fpr,
+                    error,
+                    sample.anomalous,
+                    sample.kind,
+                    confidence,
+                )
+            yield Scored(rows, batch.indices, examined)
+            bar.update(len(results))
 
 
-def _write_rows(rows: list[Row], arguments: argparse.Namespace) -> None:
-    if arguments.out == "-":
-        write_scores(rows, "-", arguments.format)
-    elif arguments.out:
-        write_scores(rows, Path(arguments.out) / f"scores.{arguments.format}", arguments.format)
+def _tell(
+    rows: list[Row], visuals: Visuals | None, written: list[Path], arguments: argparse.Namespace
+) -> None:
+    """Where pictures lie, and which images or pictures are missing: the first few, and how many more."""
+    if report := next((path for path in written if path.suffix == ".html"), None):
+        print(f"report: {report}", file=_table_stream(arguments))
+    if montages := [path for path in written if path.suffix == ".png"]:
+        print(f"explanations: {montages[0].parent}", file=_table_stream(arguments))
+    _tell_first([f"skipped {row.path}: {row.error}" for row in rows if row.error])
+    _tell_first(visuals.failures if visuals else [])
+
+
+def _tell_first(lines: list[str]) -> None:
+    for line in lines[:SHOWN]:
+        print(_one_line(line), file=sys.stderr)
+    if len(lines) > SHOWN:
+        print(f"... and {len(lines) - SHOWN} more like this", file=sys.stderr)
+
+
+def _status(summary: dict[str, Any], arguments: argparse.Namespace) -> int:
+    """The exit status that --fail-on-anomaly and --fail-on-error ask for: 3 for anomalies, which 4 for what
+    could not be judged never hides."""
+    if arguments.fail_on_anomaly and summary["counts"]["flagged"]:
+        return 3
+    if (arguments.fail_on_anomaly or arguments.fail_on_error) and summary["unjudged"]:
+        print(f"not all could be judged: {'; '.join(summary['unjudged'])} (exit status 4)", file=sys.stderr)
+        return 4
+    return 0
 
 
 def _table_stream(arguments: argparse.Namespace) -> Any:
@@ -156,8 +286,11 @@ def _most_anomalous(rows: list[Row]) -> str:
     for row in shown:
         p_value = "       " if row.p_value is None else f"{row.p_value:7.4f}"
         mark = "ANOMALY" if row.verdict == ANOMALY else f"{row.verdict:7}"
-        name = row.path.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
-        lines.append(f"{row.score:8.4f}  {p_value}  {mark}  {name}")
+        lines.append(f"{row.score:8.4f}  {p_value}  {mark}  {_one_line(row.path)}")
     if len(rows) > SHOWN:
         lines.append(f"... and {len(rows) - SHOWN} more, less anomalous")
     return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")

@@ -1,28 +1,31 @@
 """The command line: `pad train | evaluate | calibrate | zoo`, and the scripts train.py and evaluate.py.
 
 Exit status: 0 done; 2 unusable arguments or input, with one line on standard error; 1 a fault of ours;
-3 anomalies were found and `--fail-on-anomaly` was given; 128 + n stopped by signal n.
+3 anomalies were found and `--fail-on-anomaly` was given; 4 something could not be judged (no calibration, too
+few calibration images for the rate, an unreadable image) and `--fail-on-error` was given, or
+`--fail-on-anomaly` and nothing was flagged; 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from pad.config import BATCH_SIZE
-from pad.errors import PadError
+from pad.commands.streams import guard
+from pad.config import BATCH_SIZE, MOST_BATCH
+from pad.errors import PadError, printable
 
 Arguments = argparse.Namespace
+MOST_MINUTES = 60 * 24 * 365
 
 
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +40,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
                         help="change settings of the recipe")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=_positive_int, metavar="N", help="train for N steps")
-    length.add_argument("--minutes", type=_positive, metavar="M", help="train for M minutes")
+    length.add_argument("--minutes", type=_minutes, metavar="M", help="train for M minutes")
     parser.add_argument(
         "--from", dest="start", metavar="MODEL", help="go on from a trained model (fine-tuning)"
     )
@@ -48,6 +51,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on where RUN stopped")
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
+    _add_downloads(parser)
     _add_device(parser)
 
 
@@ -74,10 +78,19 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
                         help="draw why, for the N most anomalous images (default 100): "
                         "DIR/explanations")  # fmt: skip
     parser.add_argument(
-        "--fail-on-anomaly", action="store_true", help="exit with status 3 if anything is flagged"
+        "--fail-on-anomaly",
+        action="store_true",
+        help="exit with status 3 if anything is flagged, else 4 if something could not be judged",
+    )
+    parser.add_argument(
+        "--fail-on-error",
+        action="store_true",
+        help="exit with status 4 if something could not be judged: no "
+        "calibration, too few calibration images for the rate, an unreadable image",
     )
     _add_device(parser)
-    parser.add_argument("--batch-size", type=_positive_int, default=BATCH_SIZE, metavar="N")
+    parser.add_argument("--batch-size", type=_batch_size, default=BATCH_SIZE, metavar="N",
+                        help=f"images scored at a time (default {BATCH_SIZE})")  # fmt: skip
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +115,12 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="+", metavar="DATA", help="images: files, folders, globs, or a dataset")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
     parser.add_argument("--backbone-weights", metavar="FILE", help="weights of the backbones vgg16 and vgg19")
+    _add_downloads(parser)
+
+
+def _add_downloads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-downloads", action="store_true", help="download the weights of the MODEL's "
+                        "backbone, if it is one whose weights are not on this machine")  # fmt: skip
 
 
 def _add_confidence(parser: argparse.ArgumentParser) -> None:
@@ -131,13 +150,23 @@ def _positive_int(text: str) -> int:
     return int(text)
 
 
-def _positive(text: str) -> float:
+def _batch_size(text: str) -> int:
+    if not text.isdecimal() or not 1 <= (size := int(text[:20])) <= MOST_BATCH:
+        raise argparse.ArgumentTypeError(
+            f"takes a whole number of at least 1, at most {MOST_BATCH:,}, not '{text:.40}'"
+        )
+    return size
+
+
+def _minutes(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"takes a number above 0, not '{text}'")
+    if not 0 < value <= MOST_MINUTES:
+        raise argparse.ArgumentTypeError(
+            f"takes a number above 0, up to {MOST_MINUTES:,} (a year), not '{text}'"
+        )
     return value
 
 
@@ -188,17 +217,20 @@ def train_arguments(argv: Sequence[str]) -> Arguments:
 
 
 def _execute(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    arguments = parser.parse_args(argv)
     try:
-        status = arguments.run(arguments)
-        sys.stdout.flush()
-        return status
+        guard()
+        try:
+            arguments = parser.parse_args(argv)
+            return arguments.run(arguments)
+        finally:
+            sys.stdout.flush()
     except PadError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return getattr(error, "status", 2)
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `... | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:  # of a disk or a name, wherever it was not foreseen: no fault of ours
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"{parser.prog}: {where}{error.strerror or error}", file=sys.stderr)
+        return 2

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import Any
 
 from pad.config import Config, from_mapping, load_recipe, parse_assignments, to_mapping
 from pad.detector import Detector
@@ -16,50 +14,76 @@ from pad.errors import PadError
 from pad.images.identity import Hashes, hashes_of, joined
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
-from pad.learning.comparison import compare, format_quality, warnings_of
+from pad.learning.comparison import format_quality, warnings_of
 from pad.learning.replay import NO_REPLAY, Replay, make_replay
-from pad.learning.run import read_checkpoint, readable, split_images, train_detector
+from pad.learning.run import check_recipe, readable, split_images, train_detector
 from pad.recipes import build_config
-from pad.store.files import atomic
-
-if TYPE_CHECKING:
-    pass
+from pad.store.files import CannotWrite
+from pad.store.hub import resolve_model
+from pad.store.model_folder import fingerprint
+from pad.store.run_folder import RunFolder
 
 FINE_TUNING_SHARE = (
     0.15  # of the steps of the model it starts from: with all around them, a fifth of its time
 )
 FINE_TUNING_STEPS = 75  # at least, if that model has had as many: it may itself come from fine-tuning
-FREE_ON_RESUME = ("steps", "log_every", "sample_every", "checkpoint_every", "tensorboard")
+FREE_ON_RESUME = (
+    "steps",
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "tensorboard",
+    "backbone_weights",  # where the file lies; what is in it is checked
+)
 
 
 def train(arguments: argparse.Namespace) -> int:
     """`pad train`: data -> run folder."""
-    folder = Path(arguments.out)
+    folder = RunFolder(arguments.out)
+    with folder.locked():
+        try:
+            return _train(arguments, folder)
+        except CannotWrite as error:
+            if not folder.started:
+                raise
+            raise PadError(
+                f"{error}; what {folder.path} holds is kept: make room, and go on with --resume"
+            ) from None
+
+
+def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
     device = pick_device(arguments.device)
-    settings = parse_assignments(arguments.set)
-    for key, value in (("steps", arguments.steps), ("seed", arguments.seed)):
-        if value is not None:
-            settings[key] = value
-    checkpoint = _checkpoint(folder, arguments.resume)
-    asked = _asked(folder, arguments, checkpoint is not None)
-    images = resolve(asked["data"], "train", asked["data_root"])
-    start = Detector.load(asked["from"], arguments.device) if asked["from"] else None
-    check = _check(asked, start.config) if start and asked["check"] else None
-    if checkpoint is not None:
-        config = _resumed_config(checkpoint["recipe"], arguments.config, settings)
-    else:
+    if folder.started and not arguments.resume:
+        raise PadError(
+            f"--out {folder.path} already holds a run; go on with --resume, or name another folder"
+        )
+    before = _before(folder) if arguments.resume else {}
+    checkpoint = folder.read_checkpoint() if arguments.resume else None
+    request = _request(before, arguments, folder)
+    settings = _given(arguments)
+    images = resolve(request["data"], "train", request["data_root"])
+    recipe = before.get("recipe") or (checkpoint["recipe"] if checkpoint else None)
+    start = _start(request, before, {**(recipe or {}), **settings}, arguments)
+    if recipe is None:
         config = _fresh_config(start, arguments.config, settings, images)
+    else:
+        config = _resumed_config(recipe, arguments.config, settings)
+    if checkpoint is not None:
+        _check_unchanged(from_mapping(checkpoint["recipe"]), config)
+    check_recipe(config, start, request["data_root"])
+    check = _check(request, config) if request["check"] else None
     trained = start.trained_on if start else None
     training, calibration = split_images(images, config, trained, progress=True)
-    replay = (
-        _replay(start, asked, len(training), joined(hashes_of(training), hashes_of(calibration)))
-        if start
-        else None
-    )
-    _write_run(folder, asked)
-    length = f"{asked['minutes']:g} minutes" if asked["minutes"] else f"{config.steps} steps"
+    new = joined(hashes_of(training), hashes_of(calibration))
+    replay = _replay(start, request, before, len(training), new) if start else None
+    folder.write_request({**request, "recipe": to_mapping(config)})
+    if arguments.resume and checkpoint is None:
+        print(f"{folder.path} has no checkpoint yet: starting from the beginning", file=sys.stderr)
+    length = f"{request['minutes']:g} minutes" if request["minutes"] else f"{config.steps} steps"
+    since = f", from step {checkpoint['trainer']['steps_done']}" if checkpoint else ""
     print(
-        f"training on {training.describe()} for {length}; {len(calibration)} more are kept for calibration",
+        f"training on {training.describe()} for {length}{since}; "
+        f"{len(calibration)} more are kept for calibration",
         flush=True,
     )
     if start is not None:
@@ -69,59 +93,115 @@ def train(arguments: argparse.Namespace) -> int:
         training,
         calibration,
         device,
-        folder,
-        asked["minutes"],
-        resume=checkpoint is not None,
+        folder.path,
+        request["minutes"],
+        checkpoint=checkpoint,
         start=start,
         progress=True,
-        data_root=asked["data_root"],
+        data_root=request["data_root"],
         replay=replay,
+        check=check,
     )
-    _report(detector, folder)
+    _report(detector, folder.path)
     if start is not None:
-        _report_fine_tuning(start, detector, replay, calibration, check, folder)
+        _report_fine_tuning(detector, replay)
     return 0
 
 
-def _checkpoint(folder: Path, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from. Raises PadError if the folder holds a run and there is no `--resume`."""
-    if folder.exists() and not folder.is_dir():
-        raise PadError(f"--out {folder} is a file; name a folder")
-    if resume:
-        checkpoint = read_checkpoint(folder)
-        if checkpoint is None:
-            print(f"{folder} has no checkpoint yet: starting from the beginning", file=sys.stderr)
-        return checkpoint
-    if (folder / "checkpoints").is_dir() or (folder / "model").is_dir():
-        raise PadError(f"--out {folder} already holds a run; go on with --resume, or name another folder")
-    return None
+# What was asked for, now or when the run was started -----------------------------------------------
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "data": list,
+    "data_root": str,
+    "config": str,
+    "set": list,
+    "steps": int,
+    "minutes": (int, float),
+    "seed": int,
+    "from": str,
+    "from_sha256": str,
+    "replay": list,
+    "replay_sha256": str,
+    "check": list,
+    "recipe": dict,
+}
 
 
-def _asked(folder: Path, arguments: argparse.Namespace, resuming: bool) -> dict[str, Any]:
-    """The data and the time that were asked for: now, or when the run was started."""
-    before: dict[str, Any] = {}
-    path = folder / "run.yaml"
-    if (resuming or arguments.resume) and path.is_file():
-        before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+def _before(folder: RunFolder) -> dict[str, Any]:
+    """What the run was started with, as far as it is recorded. Raises PadError for a damaged record."""
+    before = folder.read_request()
+    for key, kind in _KINDS.items():
+        if before.get(key) is not None and not isinstance(before[key], kind):
+            raise PadError(f"{folder.path / 'run.yaml'}: '{key}' is not what `pad train` writes there")
+    return before
+
+
+def _request(before: dict[str, Any], arguments: argparse.Namespace, folder: RunFolder) -> dict[str, Any]:
+    """The whole request: what is asked for now, and else what was asked for before."""
     data = arguments.data or before.get("data")
+    if not data and arguments.resume and not folder.started:
+        raise PadError(f"--resume: {folder.path} holds no run to go on with; start one with --data")
     if not data:
         raise PadError("--data is missing: name your normal images")
-    minutes = arguments.minutes if arguments.minutes or arguments.steps else before.get("minutes")
-    root = arguments.data_root or before.get("data_root")
+    minutes, steps = arguments.minutes, arguments.steps
+    if not minutes and not steps:
+        minutes, steps = before.get("minutes"), before.get("steps")
     start, replay = arguments.start or before.get("from"), arguments.replay or before.get("replay")
-    check = arguments.check or before.get("check")
     if replay and not start:
         raise PadError("--replay goes with --from MODEL: it is what keeps that model's old normal")
+    check = arguments.check or before.get("check")
     if check and not start:
         raise PadError("--check goes with --from MODEL: it is what that model finds and should go on finding")
+    known = before.get("set") or []
     return {
-        "data": data, "data_root": root, "minutes": minutes, "from": start, "replay": replay, "check": check
-    }  # fmt: skip
+        "data": data,
+        "data_root": arguments.data_root or before.get("data_root"),
+        "config": arguments.config or before.get("config"),
+        "set": [*known, *(word for word in arguments.set if word not in known)],
+        "steps": steps,
+        "minutes": minutes,
+        "seed": before.get("seed") if arguments.seed is None else arguments.seed,
+        "from": start,
+        "from_sha256": None,
+        "replay": replay,
+        "replay_sha256": None,
+        "check": check,
+    }
 
 
-def _check(asked: dict[str, Any], config: Config) -> ImageSet:
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the recipe that are asked for now, unchecked."""
+    settings = parse_assignments(arguments.set)
+    for key, value in (("steps", arguments.steps), ("seed", arguments.seed)):
+        if value is not None:
+            settings[key] = value
+    return settings
+
+
+def _start(
+    request: dict[str, Any], before: dict[str, Any], settings: dict[str, Any], arguments: argparse.Namespace
+) -> Detector | None:
+    """The model to go on from; its fingerprint is recorded in the request. Raises PadError if it is another
+    one than before."""
+    if request["from"]:
+        folder = resolve_model(request["from"])
+        request["from_sha256"] = fingerprint(folder)
+    if "recipe" in before and before.get("from_sha256") != request["from_sha256"]:
+        raise PadError(
+            f"--resume: {request['from']} is not the model that the run was started from, or was changed "
+            "since; put that one back, or start anew with another --out"
+        )
+    if not request["from"]:
+        return None
+    weights = settings.get("backbone_weights")
+    return Detector.load(
+        folder, arguments.device, None if weights is None else str(weights), arguments.allow_downloads
+    )
+
+
+def _check(request: dict[str, Any], config: Config) -> ImageSet:
     """The anomalies of --check: of labelled images those that are anomalous, otherwise all."""
-    images = resolve(asked["check"], "evaluate", asked["data_root"])
+    images = resolve(request["check"], "evaluate", request["data_root"])
     images = images.subset(i for i, sample in enumerate(images.samples) if sample.anomalous is not False)
     images, errors = readable(images, config)
     if not len(images):
@@ -141,17 +221,26 @@ def _say_what_was_trained_on(start: Detector, training: ImageSet) -> None:
         print(f"{before} of these were trained on before; none of them calibrates", flush=True)
 
 
-def _replay(start: Detector, asked: dict[str, Any], count: int, new: Hashes) -> Replay | None:
-    """What is replayed of the model that is fine-tuned, as many images as there are new ones."""
-    if asked["replay"] == [NO_REPLAY]:
-        return None
-    folder = resolve(asked["replay"], "train", asked["data_root"]) if asked["replay"] else None
-    return make_replay(start, count, folder, new)
+def _replay(
+    start: Detector, request: dict[str, Any], before: dict[str, Any], count: int, new: Hashes
+) -> Replay | None:
+    """What is replayed of the model that is fine-tuned, as many images as there are new ones; the fingerprint
+    of a folder of images is recorded in the request. Raises PadError if it is another replay than before."""
+    none, folder = request["replay"] == [NO_REPLAY], None
+    if request["replay"] and not none:
+        folder = resolve(request["replay"], "train", request["data_root"])
+        request["replay_sha256"] = folder.fingerprint()["sha256"]
+    if "recipe" in before and _what_is_replayed(before) != _what_is_replayed(request):
+        raise PadError("--resume: the run was started with another --replay; give that, or another --out")
+    return None if none else make_replay(start, count, folder, new)
 
 
-def _write_run(folder: Path, asked: dict[str, Any]) -> None:
-    with atomic(folder / "run.yaml") as file:
-        file.write(yaml.safe_dump(asked, sort_keys=False, allow_unicode=True).encode())
+def _what_is_replayed(request: dict[str, Any]) -> Any:
+    """By its content, wherever it lies."""
+    return request.get("replay_sha256") or request.get("replay")
+
+
+# The recipe ----------------------------------------------------------------------------------------
 
 
 def _fresh_config(
@@ -166,18 +255,26 @@ def _fresh_config(
 
 
 def _resumed_config(recipe: dict[str, Any], name: str | None, settings: dict[str, Any]) -> Config:
-    """The recipe of the run. Raises PadError if a setting is to change that the weights depend on."""
+    """The recipe of the run with what may change while it rests. Raises PadError if something else is to."""
     config = from_mapping(recipe)
     wanted = {**(load_recipe(name) if name else {}), **settings}
     wanted = {key: value for key, value in wanted.items() if value != "auto" or key == "precision"}
     changed = config.replace(**wanted) if wanted else config
-    for key, value in to_mapping(config).items():
-        new = to_mapping(changed)[key]
-        if new != value and key not in FREE_ON_RESUME:
-            raise PadError(
-                f"--resume: the run was started with {key}={value!r} and cannot go on with {new!r}"
-            )
+    _check_unchanged(config, changed)
     return changed
+
+
+def _check_unchanged(before: Config, now: Config) -> None:
+    """Raises PadError if a setting differs that the weights depend on."""
+    theirs, ours = to_mapping(before), to_mapping(now)
+    for key in theirs:
+        if key not in FREE_ON_RESUME and ours[key] != theirs[key]:
+            raise PadError(
+                f"--resume: the run was started with {key}={theirs[key]!r} and cannot have {ours[key]!r} now"
+            )
+
+
+# What is said at the end ---------------------------------------------------------------------------
 
 
 def _report(detector: Detector, folder: Path) -> None:
@@ -189,23 +286,14 @@ def _report(detector: Detector, folder: Path) -> None:
     print(f"model: {folder / 'model'}\nscore images with: python evaluate.py {folder} IMAGES --out RESULTS")
 
 
-def _report_fine_tuning(
-    start: Detector,
-    detector: Detector,
-    replay: Replay | None,
-    held_out: ImageSet,
-    check: ImageSet | None,
-    folder: Path,
-) -> None:
-    """Normal images and anomalies before and after, on the terminal and in the model's card."""
-    held_out, _ = readable(held_out, detector.config)
-    quality = compare(start, detector, replay, held_out, check)
-    detector.card["fine_tuning"]["quality"] = quality
-    detector.save(folder / "model")
-    print(f"\n{format_quality(quality, replay is not None and replay.generated)}")
+def _report_fine_tuning(detector: Detector, replay: Replay | None) -> None:
+    """Normal images and anomalies before and after."""
+    generated = replay is not None and replay.generated
+    quality = detector.card["fine_tuning"]["quality"]
+    print(f"\n{format_quality(quality, generated)}")
     for warning in warnings_of(quality):
         print(f"warning: {warning}", file=sys.stderr)
-    if replay is not None and replay.generated:
+    if generated:
         print(
             "the old normal was replayed from the model itself, so its false-alarm rate is an estimate; "
             "to measure it, give images of it: --replay DIR, or pad calibrate"

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pad.config import zoo_folder
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.store.files import atomic
 from pad.store.hub import resolve_model, suggest, zoo_names
 from pad.store.index import ZooModel, is_inside, read_index, sha256
-from pad.store.model_folder import CARD, present, read_model
+from pad.store.model_folder import CARD, LIMITS, MAX_OTHER, check_inside, present, read_inside, read_model
+from pad.store.plain_json import parse_json
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -94,7 +95,7 @@ def list_command(args: argparse.Namespace) -> int:
         cells = (
             c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
         )
-        print("  ".join(cells).rstrip())
+        print(printable("  ".join(cells).rstrip()))
     return 0
 
 
@@ -108,18 +109,19 @@ def show_command(args: argparse.Namespace) -> int:
         raise PadError(f"the zoo has no model '{name}'{suggest(name, root)}")
     print(f"use       zoo:{name}")
     if model is not None:
-        print(f"title     {model.title}\ndataset   {model.dataset}")
+        print(f"title     {printable(model.title)}\ndataset   {printable(model.dataset)}")
         print(f"input     {model.size}x{model.size} pixels, {'grey' if model.channels == 1 else 'colour'}")
         print(f"images    {model.images:,} normal images trained on")
-        print(f"ROC AUC   {_auc(model, interval=True)}\nlicence   {model.licence}")
+        print(f"ROC AUC   {_auc(model, interval=True)}\nlicence   {printable(model.licence)}")
         print(f"where     {_where(model, root)}")
         if model.remote is not None:
             print(f"remote    hf-hub:{model.remote['repo']}@{model.remote['revision']}")
     if present(folder):
         print(f"folder    {folder}")
     if (folder / CARD).is_file():
-        card = (folder / CARD).read_text(encoding="utf-8")
-        print("\n" + re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL).strip())
+        card = read_inside(folder, CARD, LIMITS[CARD]).decode("utf-8", "replace")
+        text = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL).strip()
+        print("\n" + "\n".join(printable(line) for line in text.splitlines()))
     return 0
 
 
@@ -183,6 +185,7 @@ def verify_model(name: str, root: Path | None = None) -> str:
     done = []
     if model is not None and folder == root / model.folder:
         for file, digest in model.files.items():
+            check_inside(folder, folder / file)
             if not (folder / file).is_file():
                 raise PadError(f"{folder / file} is missing")
             if sha256(folder / file) != digest:
@@ -207,6 +210,8 @@ def verify_model(name: str, root: Path | None = None) -> str:
 def _score_again(folder: Path, scores: dict[str, float], tolerance: float) -> str:
     import pad
 
+    for image in scores:
+        check_inside(folder, folder / image)
     detector = pad.load(folder, device="cpu")
     found = detector.score([folder / image for image in scores])
     worst = 0.0
@@ -224,10 +229,10 @@ def _read_record(folder: Path) -> tuple[float, dict[str, float]] | None:
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(read_inside(folder, VERIFY, MAX_OTHER), path)
         tolerance, scores = float(record["tolerance"]), dict(record["scores"])
         good = all(is_inside(image) and math.isfinite(score) for image, score in scores.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError):
         good = False
     if not good or not scores or not 0 <= tolerance <= 0.1:
         raise PadError(

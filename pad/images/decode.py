@@ -33,7 +33,7 @@ from pad.images.geometry import seen_box
 # The decoders that may run on a user's files; Pillow's others (EPS, which starts Ghostscript, for one) may
 # not.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _SMALL_FILE = 1 << 20  # bytes, read in one go
 _TOLERANCE = 1e-3  # by which a float tensor may leave [-1, 1], for the rounding of whoever made it
 
@@ -154,11 +154,11 @@ def _crop(image: Image.Image, config: Config) -> Image.Image:
 
 def _planes(image: Image.Image, channels: int) -> tuple[torch.Tensor, float]:
     """Pixels as (channels, H, W), uint8 or float32, and the value that means white."""
-    if image.mode in _DEEP_MODES:
+    if image.mode in DEEP_MODES:
         values, white = _deep(image)
         return values.expand(channels, -1, -1), white
     mode = "L" if channels == 1 else "RGB"
-    image = _opaque(image)
+    image = opaque(image)
     pixels = np.array(image if image.mode == mode else image.convert(mode))
     planes = torch.from_numpy(pixels)
     return (planes[None] if channels == 1 else planes.permute(2, 0, 1)), 255.0
@@ -177,8 +177,8 @@ def _deep(image: Image.Image) -> tuple[torch.Tensor, float]:
     return torch.from_numpy(values)[None], white
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """The picture over white, where it has an alpha channel or a transparent colour."""
+def opaque(image: Image.Image) -> Image.Image:
+    """The picture over white where it has an alpha channel or a transparent colour, else as it is."""
     if image.mode == "LAB":  # Pillow converts it to RGB only
         return image.convert("RGB")
     if not image.has_transparency_data:

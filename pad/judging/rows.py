@@ -7,9 +7,10 @@ import dataclasses
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,7 @@ from pad.store.files import atomic
 NORMAL, ANOMALY = "normal", "anomaly"
 FORMATS = ("csv", "jsonl", "json")
 COLUMNS = ("path", "score", "p_value", "verdict", "error")
+_HEADS = {"csv": (",".join(COLUMNS) + "\n").encode(), "jsonl": b"", "json": b"["}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,53 +85,160 @@ def write_scores(rows: Iterable[Row], destination: str | Path, form: str = "csv"
 
     Raises PadError for an unknown format or where the file cannot be written.
     """
-    writers = {"csv": _csv_lines, "jsonl": _jsonl_lines, "json": _json_lines}
-    if form not in writers:
+    check_format(form)
+    with _standard_output() if str(destination) == "-" else atomic(destination) as file:
+        file.write(_HEADS[form])
+        count = 0
+        for count, row in enumerate(rows, 1):
+            file.write(_line(row, form, first=count == 1))
+        file.write(_tail(form, count))
+
+
+class ScoreWriter:
+    """`write_scores` for rows that come over time: whatever was added is on disk, whatever happens next.
+
+        with ScoreWriter(folder / "scores.csv", "csv") as writer:
+            for ...:
+                writer.add(some_rows)
+            writer.finish()
+
+    destination, form: as for `write_scores`. While the file grows it is called `scores.partial-PID.csv`;
+    `finish` gives it its name. A writer that ends without `finish` (an error, a signal) leaves the rows
+    that it has as `scores.partial.csv`, and an older `scores.csv` as it was; `kept` says so. To standard
+    output, rows go as they are added.
+    provisional: the rows are not final, since their verdicts depend on all of them; those that are final
+    are given to `finish`, and standard output gets no others.
+    Raises PadError for an unknown format or where the file cannot be written.
+    """
+
+    def __init__(self, destination: str | Path, form: str = "csv", provisional: bool = False) -> None:
+        check_format(form)
+        self.kept = ""
+        self._destination, self._form, self._provisional = destination, form, provisional
+        self._count = 0
+        self._file: BinaryIO | None = None
+        path = Path(destination)
+        self._partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self._growing = path.with_name(f"{path.stem}.partial-{os.getpid()}{path.suffix}")
+
+    @property
+    def _to_stdout(self) -> bool:
+        return str(self._destination) == "-"
+
+    def __enter__(self) -> ScoreWriter:
+        if not self._to_stdout:
+            with _told(self._destination):
+                self._growing.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._growing.open("wb")
+        if not (self._to_stdout and self._provisional):
+            self._write([_HEADS[self._form]])
+        return self
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Writes the rows and hands them to the operating system. Raises PadError where it cannot."""
+        first = self._count == 0
+        self._count += len(rows)
+        if self._provisional:
+            rows = [dataclasses.replace(row, verdict="") for row in rows]
+        if not (self._to_stdout and self._provisional):
+            self._write([_line(row, self._form, first and i == 0) for i, row in enumerate(rows)])
+
+    def finish(self, rows: Iterable[Row] | None = None) -> None:
+        """All rows are there: the file takes its name. rows: the final ones of a provisional writer."""
+        if self._provisional:
+            write_scores(rows or [], self._destination, self._form)
+        else:
+            self._write([_tail(self._form, self._count)])
+        if self._to_stdout:
+            return
+        with _told(self._destination):
+            self._close()
+            if self._provisional:
+                self._growing.unlink()
+            else:
+                self._growing.replace(self._destination)
+            self._partial.unlink(missing_ok=True)  # of an evaluation that was stopped before
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is None:
+            return
+        with suppress(OSError, PadError):  # whatever ended the evaluation is told already
+            self._write([_tail(self._form, self._count)])
+            self._close()
+        self._file = None
+        with suppress(OSError):
+            if self._count:
+                self._growing.replace(self._partial)
+                self.kept = f"the {self._count} rows so far are kept in {self._partial}"
+            else:
+                self._growing.unlink()
+
+    def _write(self, pieces: list[bytes]) -> None:
+        if self._to_stdout:
+            with _standard_output() as file:
+                file.write(b"".join(pieces))
+        elif self._file:
+            with _told(self._destination):
+                self._file.write(b"".join(pieces))
+                self._file.flush()
+
+    def _close(self) -> None:
+        if self._file:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+
+def check_format(form: str) -> None:
+    """Raises PadError unless `form` is one of FORMATS."""
+    if form not in FORMATS:
         raise PadError(f"--format takes {', '.join(FORMATS)}, not '{form}'")
-    with _opened(destination) as file:
-        for line in writers[form](rows):
-            file.write(line)
 
 
 @contextmanager
-def _opened(destination: str | Path) -> Iterator[BinaryIO]:
-    if str(destination) == "-":
+def _told(destination: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PadError(f"cannot write {destination}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _standard_output() -> Iterator[BinaryIO]:
+    if sys.stdout is None:
+        raise PadError("cannot write the scores: standard output is closed")
+    try:
         sys.stdout.flush()
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
-    else:
-        with atomic(destination) as file:
-            yield file
+    except BrokenPipeError:  # the reader has seen enough: no error
+        raise
+    except OSError as error:
+        raise PadError(f"cannot write to standard output: {error.strerror or error}") from None
 
 
-def _csv_lines(rows: Iterable[Row]) -> Iterator[bytes]:
+def _line(row: Row, form: str, first: bool) -> bytes:
+    if form == "csv":
+        return _csv_line(row)
+    if form == "jsonl":
+        return _json_object(row) + b"\n"
+    return (b"\n" if first else b",\n") + _json_object(row)
+
+
+def _tail(form: str, rows: int) -> bytes:
+    return b"" if form != "json" else b"\n]\n" if rows else b"]\n"
+
+
+def _csv_line(row: Row) -> bytes:
+    score = "" if row.score is None else f"{row.score:.9g}"
+    p_value = "" if row.p_value is None else f"{row.p_value:.9g}"
     buffer = io.StringIO()
     plain = csv.writer(buffer, lineterminator="\n")
+    # Before Python 3.13 the csv module leaves a lone carriage return unquoted, and readers break there.
     quoted = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    plain.writerow(COLUMNS)
-    yield _as_bytes(buffer.getvalue())
-    for row in rows:
-        buffer.seek(0)
-        buffer.truncate()
-        # Before Python 3.13 the csv module leaves a lone carriage return unquoted, and readers break there.
-        writer = quoted if "\r" in row.path + row.error else plain
-        score = "" if row.score is None else f"{row.score:.9g}"
-        p_value = "" if row.p_value is None else f"{row.p_value:.9g}"
-        writer.writerow([row.path, score, p_value, row.verdict, row.error])
-        yield _as_bytes(buffer.getvalue())
-
-
-def _jsonl_lines(rows: Iterable[Row]) -> Iterator[bytes]:
-    for row in rows:
-        yield _json_object(row) + b"\n"
-
-
-def _json_lines(rows: Iterable[Row]) -> Iterator[bytes]:
-    separator = b"[\n"
-    for row in rows:
-        yield separator + _json_object(row)
-        separator = b",\n"
-    yield b"[]\n" if separator == b"[\n" else b"\n]\n"
+    writer = quoted if "\r" in row.path + row.error else plain
+    writer.writerow([row.path, score, p_value, row.verdict, row.error])
+    return _as_bytes(buffer.getvalue())
 
 
 def _json_object(row: Row) -> bytes:

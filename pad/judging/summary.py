@@ -46,6 +46,8 @@ def summarize(
     - `worst_fpr`: where `fpr` holds on average, what this one model's rate is at most with a probability of
       95 %; None where it does not.
     - `calibration`: `images` and `lowest_fpr`, or None; `notes`: sentences for the user.
+    - `unjudged`: why there are images of which nobody can say whether they are anomalous, a phrase a reason:
+      no calibration, too few calibration images, unreadable files. Empty where all were judged.
     - where normal images are labelled `false_alarm_rate`, where anomalies are `detection_rate`, where
       both are the three of `metrics.METRICS`: each `{"value", "low", "high"}` with a 95 % interval.
     - `kinds`: for each kind of anomaly `images`, `flagged`, `detection_rate` and, against all normal
@@ -68,6 +70,7 @@ def summarize(
         "worst_fpr": None if fdr or confidence else _worst_rate(calibration, fpr),
         "calibration": calibration and {"images": len(calibration), "lowest_fpr": calibration.smallest_rate},
         "notes": _notes(scored, calibration, fpr, fdr, confidence),
+        "unjudged": _unjudged(rows, scored, calibration, fpr, fdr, confidence),
     }
     if normal or anomalous:
         summary["counts"] |= {"normal": len(normal), "anomalous": len(anomalous)}
@@ -153,6 +156,34 @@ def _notes(
                 "calibration image; more calibration images lower that number"
             )
     return [text for text in (calibration.caveat, note) if text]
+
+
+def _unjudged(
+    rows: Sequence[Row],
+    scored: Sequence[Row],
+    calibration: Calibration | None,
+    fpr: float,
+    fdr: float | None,
+    confidence: float | None,
+) -> list[str]:
+    reasons = []
+    if calibration is None:
+        reasons.append("the model has no calibration")
+    elif fdr is None and calibration.note(fpr, confidence):
+        reasons.append(f"{_plural(len(calibration), 'calibration image')} cannot hold a rate of {fpr:g}")
+    elif fdr is not None and calibration.smallest_rate > fdr:
+        reasons.append(f"{_plural(len(calibration), 'calibration image')} cannot hold a rate of {fdr:g}")
+    elif fdr is not None and not _flagged(scored):
+        # The smallest p-value there is, and yet not flagged: more calibration images would tell.
+        highest = sum((row.p_value or 1) <= calibration.smallest_rate for row in scored)
+        if highest:
+            reasons.append(
+                f"{_plural(highest, 'image')} above all {len(calibration)} calibration images, which are too "
+                f"few for a rate of {fdr:g} over {_plural(len(scored), 'image')}"
+            )
+    if len(scored) < len(rows):
+        reasons.append(f"{len(rows) - len(scored)} of {_plural(len(rows), 'image')} could not be read")
+    return reasons
 
 
 def write_summary(summary: dict[str, Any], path: str | Path) -> None:

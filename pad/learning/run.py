@@ -1,20 +1,18 @@
-"""A training run: its loop and its folder.
+"""A training run: its images, its loop, and what is saved on the way and at the end.
 
-RUN/model/        the newest model folder
-RUN/checkpoints/  step-00000500.pt: all that `--resume` needs; the newest two
-RUN/samples/      PNG grids: normal images, their reconstructions, images generated from the prior
-RUN/log.jsonl     one line every `log_every` steps
-RUN/run.yaml      what was asked for
+A run saves checkpoints, which cost little, and nothing else before it is done. Then it saves the last one,
+calibrates, and writes the model. Whatever a kill leaves undone of this, `--resume` finds out from the last
+checkpoint and does: the model says of which step it is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import copy
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +30,7 @@ from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.images.stream import load_all, stream
 from pad.judging.calibration import calibration_split
+from pad.learning.comparison import compare
 from pad.learning.replay import MixedImages, Replay, calibrate_both
 from pad.learning.trainer import (
     CACHE_BYTES,
@@ -43,12 +42,15 @@ from pad.learning.trainer import (
     diverged,
     in_batches,
 )
+from pad.networks import build_networks
 from pad.provenance import hardware, versions
+from pad.similarity.build import Similarity, build_similarity
+from pad.similarity.relative import RelativePerceptualL1
 from pad.store.files import atomic
-from pad.store.model_folder import present
+from pad.store.model_folder import present, read_model
+from pad.store.run_folder import RunFolder
 
 MINIMUM_IMAGES = 8
-KEPT_CHECKPOINTS = 2
 GRID_COLUMNS = 8
 RESIDUAL_IMAGES = 2048  # of the training images, which say how a model errs on normal ones
 _BOOKKEEPING = ("log_every", "sample_every", "checkpoint_every", "tensorboard", "backbone_weights")
@@ -78,8 +80,16 @@ _FIXED_BY_MODEL = (
 class Interrupted(PadError):
     """The run was asked to stop, and saved itself. `status` is the exit status that shells expect."""
 
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; go on with --resume")
+    def __init__(self, number: int, step: int, trained: bool) -> None:
+        name = signal.Signals(number).name
+        if trained:
+            text = f"stopped by {name} before the model of step {step} was written; finish it with --resume"
+        else:
+            text = (
+                f"stopped by {name} after step {step}; go on with --resume, or have a model of what is there "
+                f"with --resume --steps {step}"
+            )
+        super().__init__(text)
         self.status = 128 + number
 
 
@@ -156,11 +166,12 @@ def train_detector(
     device: torch.device,
     folder: Path | None = None,
     minutes: float | None = None,
-    resume: bool = False,
+    checkpoint: Mapping[str, Any] | None = None,
     start: Detector | None = None,
     progress: bool = False,
     data_root: Path | None = None,
     replay: Replay | None = None,
+    check: ImageSet | None = None,
 ) -> Detector:
     """Trains, calibrates, and (with a folder) keeps checkpoints, samples, a log and the model.
 
@@ -170,14 +181,15 @@ def train_detector(
         device: where to train.
         folder: the run folder; None: nothing is written.
         minutes: wall-clock time to train for, everything but the last calibration counted in.
-        resume: go on from the newest checkpoint in `folder`, if there is one.
+        checkpoint: of this run, to go on from.
         start: a trained detector to start from; its mu and sigma stay, so that scores stay comparable.
         replay: images of what `start` calls normal, to train on besides.
+        check: anomalies; how many of them `start` finds, and the new detector, is put on its card.
         progress: show progress bars (on a terminal).
 
     Raises:
         PadError: too few readable images, settings that do not fit, or a loss that is no longer finite.
-        Interrupted: SIGINT or SIGTERM came, and the run was saved.
+        Interrupted: SIGINT or SIGTERM came, and the run was saved; only with a folder.
     """
     begun = time.monotonic()
     source, errors = load_images(training, config, progress)
@@ -194,8 +206,6 @@ def train_detector(
     statistics = None
     if config.statistics != "normal" and start is None:
         statistics, _ = load_images(resolve([config.statistics], "evaluate", data_root), config)
-    if start is not None:
-        check_start(config, start)
     trained = joined(
         hashes_of(training),
         replay.hashes if replay else NO_HASHES,
@@ -220,13 +230,28 @@ def train_detector(
             "replay": replay.source if replay else "none",
             "replayed_images": len(replay.training) if replay else 0,
         }
-    run = Run(trainer, calibration, card, folder, minutes, begun, progress, trained)
-    if start is not None and replay is not None:
-        run.old_normal = start, replay
-    if resume:
-        run.resume()
-    run.loop()
-    return run.detector
+    run_folder = None if folder is None else RunFolder(folder)
+    run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, trained, start, replay, check)
+    if checkpoint is not None:
+        run.resume(checkpoint)
+    return run.run()
+
+
+def check_recipe(config: Config, start: Detector | None = None, data_root: Path | None = None) -> None:
+    """Finds what is wrong with a recipe before anything is read, written or said; see `train_detector`.
+
+    Raises PadError for widths that do not fit the sizes, a backbone or a layer that cannot be had, images too
+    small for it, no folder of `statistics`, no TensorBoard, and what does not go with `start`.
+    """
+    if start is not None:
+        check_start(config, start)
+    with torch.device("meta"):  # sizes without memory
+        build_networks(config)
+    build_similarity(config).prepare(torch.zeros(1, config.channels, config.size, config.size))
+    if config.statistics != "normal" and start is None:
+        resolve([config.statistics], "evaluate", data_root)
+    if config.tensorboard:
+        _summary_writer()
 
 
 def check_start(config: Config, start: Detector) -> None:
@@ -287,26 +312,62 @@ def finished_detector(
 
 
 class Run:
-    """The loop of a run and what it writes."""
+    """The loop of a run and what it saves. `begun` is when it began by time.monotonic(); `start` is the model
+    that is fine-tuned."""
 
     def __init__(
         self,
         trainer: Trainer,
         calibration: ImageSet,
         card: dict[str, Any],
-        folder: Path | None,
+        folder: RunFolder | None,
         minutes: float | None,
         begun: float,
         progress: bool,
-        trained: Hashes,
+        trained_on: Hashes,
+        start: Detector | None = None,
+        replay: Replay | None = None,
+        check: ImageSet | None = None,
     ) -> None:
         self.trainer, self.config = trainer, trainer.config
         self.calibration, self.card, self.folder, self.minutes = calibration, card, folder, minutes
-        self.begun, self.progress, self.trained = begun, progress, trained
-        self.writer = _tensorboard(self.config, folder)
-        self.finished = False
-        self.old_normal: tuple[Detector, Replay] | None = None  # the model fine-tuned, and what it replays
-        self._detector: Detector | None = None
+        self.begun, self.progress = begun, progress
+        self.trained_on, self.start, self.replay, self.check = trained_on, start, replay, check
+        self.received: list[int] = []  # signals
+        self.saved: int | None = None  # the step of the newest checkpoint
+        self.trained = False  # to the end, and saved
+        self.writer: Any = None
+
+    def run(self) -> Detector:
+        """Trains to the end, or from where `resume` has put it, and makes the model."""
+        with self._signals() if self.folder else contextlib.nullcontext():
+            if not self.trained:
+                self._train()
+            elif self.folder is not None and _is_model_of(self.folder, self.trainer.steps_done):
+                device, weights = str(self.trainer.device), self.config.backbone_weights
+                return Detector.load(self.folder.model, device, weights)
+            return self._finish()
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint. Raises PadError if it was made of other images or another backbone."""
+        if state["data"] != self.card["data"]:
+            raise PadError(
+                f"--resume: this run was trained on other images ({state['data']['images']} from "
+                f"{state['data']['source']}); give the same --data, or another --out"
+            )
+        if state.get("backbone", ours := _backbone(self.trainer.similarity)) != ours:
+            raise PadError("--resume: this run was trained with other weights of the backbone: give those")
+        machine = hardware(self.trainer.device)
+        if state.get("hardware", machine) != machine:
+            print(
+                f"this run was begun on {state['hardware']} and goes on with {machine}: the model will not "
+                "be the same as one trained in one go",
+                file=sys.stderr,
+            )
+        self.trainer.load_state_dict(state["trainer"])
+        self.begun = time.monotonic() - state["elapsed"]
+        self.saved = self.trainer.steps_done
+        self.trained = state["finished"] and self.share_done() >= 1
 
     @property
     def elapsed(self) -> float:
@@ -318,47 +379,53 @@ class Run:
         done = self.trainer.steps_done / self.config.steps
         return min(1.0, self.elapsed / (60 * self.minutes) if self.minutes else done)
 
-    def loop(self) -> None:
+    # Training
+
+    def _train(self) -> None:
         """Steps until the end, a signal, or a loss that is not finite; saves on the way."""
-        config, trainer = self.config, self.trainer
-        bar = self._training_bar()
-        every_step = trainer.device.type == "cpu"  # elsewhere reading a number would stall the device
-        mark, marked_step = time.monotonic(), trainer.steps_done
-        losses: dict[str, Tensor] = {}
-        with _signals() as received:
-            while not self.finished and ((share := self.share_done()) < 1 or trainer.steps_done == 0):
-                losses = trainer.step(min(share, 0.999))
-                step = trainer.steps_done
-                saving = step % config.checkpoint_every == 0
-                if every_step or saving or step % config.log_every == 0:
-                    numbers = check_finite(losses, step)
-                if step % config.log_every == 0:
-                    now = time.monotonic()
-                    rate = config.batch_size * (step - marked_step) / (now - mark)
-                    mark, marked_step = now, step
-                    self._log(step, numbers, rate)
-                    bar.set_postfix(self._postfix(numbers, rate))
-                bar.update(self._done() - bar.n)
-                sampling = config.sample_every and (step % config.sample_every == 0 or step == 1)
-                if sampling or saving or received:
-                    check_weights(trainer)
-                if sampling:
-                    self._sample(step)
-                if received:
-                    self._save()
-                    bar.close()
-                    raise Interrupted(received[0], step)
-                if saving and self.share_done() < 1:
-                    self._save()
-            if not self.finished:
-                if losses:
-                    check_finite(losses, trainer.steps_done)
-                check_weights(trainer)
-                self.finished = True
+        if self.folder is not None:
+            self.folder.cut_log(self.trainer.steps_done)
+            if self.saved is None:
                 self._save()
-        bar.close()
+        self.writer = _tensorboard(self.config, self.folder, self.trainer.steps_done)
+        with self._training_bar() as bar:
+            self._steps(bar)
         if self.writer is not None:
             self.writer.close()
+        self.trained = True
+        self._save()
+        if self.received:
+            raise Interrupted(self.received[0], self.trainer.steps_done, True)
+
+    def _steps(self, bar: Any) -> None:
+        config, trainer = self.config, self.trainer
+        every_step = trainer.device.type == "cpu"  # elsewhere reading a number would stall the device
+        mark, marked_step = time.monotonic(), trainer.steps_done
+        done = self.share_done() >= 1 and trainer.steps_done > 0
+        while not done:
+            losses = trainer.step(min(self.share_done(), 0.999))
+            step = trainer.steps_done
+            done = self.share_done() >= 1
+            saving = done or bool(self.received) or step % config.checkpoint_every == 0
+            sampling = config.sample_every and (done or step % config.sample_every == 0 or step == 1)
+            if every_step or saving or step % config.log_every == 0:
+                numbers = check_finite(losses, step)
+            if saving or sampling:
+                check_weights(trainer)
+            if step % config.log_every == 0:
+                now = time.monotonic()
+                rate = config.batch_size * (step - marked_step) / (now - mark)
+                mark, marked_step = now, step
+                self._log(step, numbers, rate)
+                bar.set_postfix(self._postfix(numbers, rate))
+            bar.update(self._done() - bar.n)
+            if sampling:
+                self._sample(step)
+            if self.received:
+                self._save()
+                raise Interrupted(self.received[0], step, False)
+            if saving and not done:
+                self._save()
 
     def _training_bar(self) -> Any:
         """A bar over the seconds or the steps, so that it shows the time left in both cases."""
@@ -372,16 +439,20 @@ class Run:
     def _done(self) -> int:
         return min(round(60 * self.minutes), int(self.elapsed)) if self.minutes else self.trainer.steps_done
 
-    @property
-    def detector(self) -> Detector:
-        """The detector of the averaged weights, calibrated."""
-        if self._detector is None:
-            self._detector = self._calibrated()
-        return self._detector
+    # The model
+
+    def _finish(self) -> Detector:
+        """Makes the model of the run, and saves it."""
+        detector = self._calibrated()
+        if self.start is not None:
+            quality = compare(self.start, detector, self.replay, self.calibration, self.check)
+            detector.card["fine_tuning"]["quality"] = quality
+        if self.folder is not None:
+            detector.save(self.folder.model)
+        return detector
 
     def _calibrated(self) -> Detector:
-        import copy
-
+        """The detector of the averaged weights, calibrated."""
         trainer = self.trainer
         networks = {k: copy.deepcopy(v) for k, v in trainer.networks.items()}
         networks.update({k: copy.deepcopy(v) for k, v in trainer.averaged.items()})
@@ -389,83 +460,64 @@ class Run:
             "steps": trainer.steps_done,
             "seconds": round(self.elapsed, 1),
             "hardware": hardware(trainer.device),
-            "finished": self.finished,
+            "finished": True,
             "weights": {name: round(w, 6) for name, w in trainer.weights.items()},
         }
         similarity = copy.deepcopy(trainer.similarity)
+        card = {**self.card, "training": training}
         detector = Detector(
-            self.config,
-            nn.ModuleDict(networks),
-            similarity,
-            trainer.device,
-            None,
-            {**self.card, "training": training},
-            self.trained,
+            self.config, nn.ModuleDict(networks), similarity, trainer.device, None, card, self.trained_on
         )
         few = self.calibration.subset(range(min(BATCH_SIZE, len(self.calibration))))
         if not np.isfinite(detector.score(few)).all():
             raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
         chosen = residual_indices(len(trainer.images))
         # The replayed images of an old model are its own and easy for it: how it errs on real ones it knows.
-        old = self.old_normal[0] if self.old_normal else None
+        old = self.start if self.replay else None
         detector.fit_residuals(in_batches(trainer.images, chosen), old)
         detector.calibrate(self.calibration)
-        if self.old_normal is not None:
-            calibrate_both(detector, *self.old_normal)
+        if self.start is not None and self.replay is not None:
+            calibrate_both(detector, self.start, self.replay)
         return detector
 
-    # The folder
+    # What is written on the way
 
     def _save(self) -> None:
-        """A checkpoint, and the model as it now is."""
-        self._detector = self._calibrated()
+        """A checkpoint."""
         if self.folder is None:
             return
         state = {
             "trainer": self.trainer.state_dict(),
             "recipe": to_mapping(self.config),
             "data": self.card["data"],
+            "backbone": _backbone(self.trainer.similarity),
+            "hardware": hardware(self.trainer.device),
             "elapsed": self.elapsed,
-            "finished": self.finished,
+            "finished": self.trained,
         }
-        checkpoints = self.folder / "checkpoints"
-        with atomic(checkpoints / f"step-{self.trainer.steps_done:08d}.pt") as file:
-            torch.save(state, file)
-        self._detector.save(self.folder / "model")
-        for old in sorted(checkpoints.glob("step-*.pt"))[:-KEPT_CHECKPOINTS]:
-            old.unlink(missing_ok=True)
+        self.folder.write_checkpoint(self.trainer.steps_done, state)
+        self.saved = self.trainer.steps_done
 
-    def resume(self) -> None:
-        """Goes on from the newest checkpoint. Raises PadError if it was made of other images."""
-        state = read_checkpoint(self.folder) if self.folder else None
-        if state is None or self.folder is None:
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Collects SIGINT and SIGTERM, so that the loop can stop between two steps; once the training is done
+        and saved they stop the run at once."""
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self.received.append(number)
+            if self.trained and self.saved == self.trainer.steps_done:
+                raise Interrupted(number, self.saved, True)
+
+        try:
+            before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: leave signals to the program that called us
+            yield
             return
-        if state["data"] != self.card["data"]:
-            raise PadError(
-                f"--resume: {self.folder} was trained on other images ({state['data']['images']} from "
-                f"{state['data']['source']}); give the same --data, or another --out"
-            )
-        self.trainer.load_state_dict(state["trainer"])
-        self.begun = time.monotonic() - state["elapsed"]
-        self.finished = state["finished"] and self.share_done() >= 1
-        self._cut_log(self.trainer.steps_done)
-
-    def _cut_log(self, step: int) -> None:
-        """Drops what a killed run logged after the checkpoint it goes on from."""
-        log = self._path("log.jsonl")
-        if not log.exists():
-            return
-        lines = []
-        for line in log.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                if json.loads(line)["step"] <= step:
-                    lines.append(line + "\n")
-        with atomic(log) as file:
-            file.write("".join(lines).encode())
-
-    def _path(self, *parts: str) -> Path:
-        assert self.folder is not None
-        return self.folder.joinpath(*parts)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _log(self, step: int, losses: dict[str, float], rate: float) -> None:
         weights = {f"w_{name}": weight for name, weight in self.trainer.weights.items()}
@@ -480,10 +532,7 @@ class Run:
             "images_per_second": round(rate, 1),
             **{key: float(f"{value:.6g}") for key, value in {**losses, **weights}.items()},
         }
-        path = self._path("log.jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        self.folder.append_log(entry)
 
     def _postfix(self, losses: dict[str, float], rate: float) -> dict[str, str]:
         short = {"rec_loss": "rec", "image_critic_loss": "D_x", "latent_critic_loss": "D_z"}
@@ -512,38 +561,23 @@ class Run:
         if self.writer is not None:
             self.writer.add_image("samples", grid, step)
         if self.folder is not None:
-            with atomic(self._path("samples", f"step-{step:08d}.png")) as file:
+            with atomic(self.folder.sample(step)) as file:
                 to_pil_image(grid).save(file, format="png")
 
 
-def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest readable checkpoint of a run folder, or None."""
-    for path in sorted((folder / "checkpoints").glob("step-*.pt"), reverse=True):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file raises anything; an older one may be whole
-            print(f"skipped checkpoint {path}: {str(error).splitlines()[0]}", file=sys.stderr)
-    return None
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that the loop can stop between two steps."""
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
+def _is_model_of(folder: RunFolder, step: int) -> bool:
+    """Whether the model in the run folder is that of this step, whole."""
+    if not present(folder.model):
+        return False
     try:
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: leave signals to the program that called us
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        training = read_model(folder.model).config.get("training")
+    except PadError:
+        return False
+    return isinstance(training, Mapping) and bool(training.get("finished")) and training.get("steps") == step
+
+
+def _backbone(similarity: Similarity) -> str | None:
+    return similarity.backbone.fingerprint if isinstance(similarity, RelativePerceptualL1) else None
 
 
 def _bar(total: int | None, what: str, unit: str, progress: bool) -> Any:
@@ -551,11 +585,16 @@ def _bar(total: int | None, what: str, unit: str, progress: bool) -> Any:
     return tqdm(total=total, desc=what, unit=unit, disable=None if progress else True, leave=False)
 
 
-def _tensorboard(config: Config, folder: Path | None) -> Any:
+def _tensorboard(config: Config, folder: RunFolder | None, step: int) -> Any:
+    """A writer of events that drops those of a killed run after `step`; None where none is wanted."""
     if not config.tensorboard or folder is None:
         return None
+    return _summary_writer()(str(folder.path / "tensorboard"), purge_step=step + 1)
+
+
+def _summary_writer() -> Callable[..., Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise PadError("setting 'tensorboard' needs the extra: pip install 'pad[tensorboard]'") from None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter

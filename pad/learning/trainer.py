@@ -76,7 +76,7 @@ class Trainer:
         images: normal images to train on.
         device: where to train.
         statistics_images: images that mu and sigma of the perceptual features come from; default `images`.
-        similarity: one with mu and sigma to keep (fine-tuning), instead of new ones from images.
+        similarity: one whose mu and sigma to keep (fine-tuning), instead of new ones from images.
 
     Raises:
         PadError: widths that do not fit the sizes, or a backbone that cannot be had.
@@ -99,14 +99,14 @@ class Trainer:
             {name: copy.deepcopy(self.networks[name]) for name in ("encoder", "generator")}
         ).requires_grad_(False)
         self.averaged.eval()
-        known = copy.deepcopy(similarity)
-        self.similarity = (known or build_similarity(config)).to(device)
-        if isinstance(known, RelativePerceptualL1):
-            known.reset_residuals()
+        self.similarity = build_similarity(config).to(device)
         cast_similarity(self.similarity, self.dtype)
         self._features: list[Tensor] | None = None
-        if known is None and isinstance(self.similarity, RelativePerceptualL1):
-            self._fit_similarity(self.similarity, statistics_images)
+        if isinstance(self.similarity, RelativePerceptualL1):
+            if isinstance(similarity, RelativePerceptualL1):
+                self.similarity.take_statistics(similarity)
+            else:
+                self._fit_similarity(self.similarity, statistics_images)
         self.sampler = Sampler(len(images), self.random)
         encoder, generator = self.networks["encoder"], self.networks["generator"]
         self.optimizers = {

@@ -10,7 +10,6 @@ zoo/NAME/   the model folder, and beside its four files
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from pad.errors import PadError, did_you_mean
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.images.stream import stream
+from pad.store.files import CannotWrite, replace_folder
 from pad.store.index import add_entry
 
 SAMPLES = 6  # normal ones, and as many anomalous ones
@@ -125,7 +125,7 @@ def build(
         draw_card(detector, folder, samples)
         write_card(entry, detector, summary, folder)
         _record(folder, samples)
-        _replace(target, folder)
+        _replace(folder, target)
     results = {"title": entry.title, "dataset": entry.data, "licence": entry.licence}
     add_entry(
         entry.name,
@@ -259,8 +259,8 @@ def _made(root: Path) -> Path:
     return root
 
 
-def _replace(target: Path, folder: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        shutil.rmtree(target)
-    folder.rename(target)
+def _replace(folder: Path, target: Path) -> None:
+    try:
+        replace_folder(folder, target)
+    except OSError as error:
+        raise CannotWrite(target, error) from None

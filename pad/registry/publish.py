@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pad.errors import PadError
-from pad.store.hub import check_token, endpoint, explain, offline, parse_hub_spec
-from pad.store.model_folder import CALIBRATION, CARD, CONFIG, FILES, dump_config, read_model
+from pad.errors import PadError, printable, shown
+from pad.store.cache import COMMIT, SLOWEST, time_limit
+from pad.store.hub import check_token, endpoint, explain_upload, offline, parse_hub_spec
+from pad.store.model_folder import (
+    CALIBRATION,
+    CARD,
+    CONFIG,
+    FILES,
+    LIMITS,
+    MAX_OTHER,
+    dump_config,
+    read_inside,
+    read_model,
+)
 
 # What may go along with the four files of a model: pictures of the card, and what `pad zoo verify` scores.
 _EXTRAS = ("*.png", "*.jpg", "samples/**/*.png", "samples/**/*.jpg", "verify.json", "summary.json")
@@ -38,7 +51,10 @@ class Publication:
         lines = [
             f"repository  {endpoint()}/{self.repo} ({kind}, created if it is not there)",
             *(f"note        {note}" for note in self.notes),
-            *(f"file        {name}  {len(content):,} bytes" for name, content in self.files.items()),
+            *(
+                f"file        {printable(name)}  {len(content):,} bytes"
+                for name, content in self.files.items()
+            ),
             f"total       {len(self.files)} files, {total:,} bytes",
         ]
         return "\n".join(lines)
@@ -56,11 +72,12 @@ def plan(folder: Path, repo: str, private: bool = False) -> Publication:
     if revision is not None:
         raise PadError(f"'{repo}': publish to ORG/NAME, without a revision")
     model = read_model(folder)
-    weights = model.config["recipe"].get("backbone_weights")
-    if weights:
+    backbone = model.config.get("backbone")
+    file = backbone.get("file") if isinstance(backbone, dict) else None
+    if weights := file or model.config["recipe"].get("backbone_weights"):
         raise PadError(
             f"{folder / CONFIG} needs the backbone weights {weights}, which nobody else has: train with the"
-            " backbone vgg16-st, or set backbone_weights to null if they are torchvision's own"
+            " backbone vgg16-st, or take the name out there if they are torchvision's own"
         )
     files = _collect(folder)
     notes = []
@@ -84,10 +101,6 @@ def upload(publication: Publication) -> str:
 
     Raises PadError, one line, for no network, no or a refused token.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    from pad import __version__
-
     repo = publication.repo
     if offline():
         raise PadError(f"HF_HUB_OFFLINE is set: unset it to publish {repo}")
@@ -95,30 +108,58 @@ def upload(publication: Publication) -> str:
         raise PadError(
             f"publishing {repo} needs an access token: set HF_TOKEN, or log in with `hf auth login`"
         )
-    api = HfApi(library_name="pad", library_version=__version__)
-    try:
-        api.create_repo(repo, private=publication.private, exist_ok=True)
-        commit = api.create_commit(
-            repo,
-            [CommitOperationAdd(name, content) for name, content in publication.files.items()],
-            commit_message=f"Model published by pad {__version__}",
+    limit = time_limit() + sum(map(len, publication.files.values())) / SLOWEST
+    outcome: list[str | Exception] = []
+
+    def work() -> None:
+        try:
+            outcome.append(_send(publication))
+        except Exception as error:
+            outcome.append(explain_upload(error, repo))
+
+    # The hub's client waits for every byte anew; a thread can be left behind.
+    thread = threading.Thread(target=work, name="upload", daemon=True)
+    thread.start()
+    thread.join(limit)
+    if not outcome:
+        raise PadError(
+            f"{endpoint()} has not taken {repo} within {limit:.0f} s: look there whether it has arrived"
         )
-    except Exception as error:
-        raise explain(error, repo, action="publish") from None
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _send(publication: Publication) -> str:
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    from pad import __version__
+
+    api = HfApi(library_name="pad", library_version=__version__)
+    api.create_repo(publication.repo, private=publication.private, exist_ok=True)
+    commit = api.create_commit(
+        publication.repo,
+        [CommitOperationAdd(name, content) for name, content in publication.files.items()],
+        commit_message=f"Model published by pad {__version__}",
+    )
+    if not COMMIT.fullmatch(str(commit.oid)):
+        raise PadError(f"{endpoint()} names the commit {shown(commit.oid)}, which is none")
     return str(commit.oid)
 
 
 def _collect(folder: Path) -> dict[str, bytes]:
-    """The files to publish, the model's own first; links and everything unknown are left out."""
-    paths = [folder / name for name in FILES]
-    paths += sorted({path for pattern in _EXTRAS for path in folder.glob(pattern)} - set(paths))
-    files = {}
-    for path in paths:
+    """The files to publish, the model's own first; other links and everything unknown are left out.
+
+    Raises PadError if a file of the model is a link out of its folder: what it points to is nobody's to
+    publish.
+    """
+    files = {
+        name: read_inside(folder, name, LIMITS[name]) for name in FILES if os.path.lexists(folder / name)
+    }
+    for path in sorted({path for pattern in _EXTRAS for path in folder.glob(pattern)}):
         name = path.relative_to(folder).as_posix()
-        if name in FILES and path.exists():
-            files[name] = path.read_bytes()  # read_model has let it pass, also as a link of the hub's cache
-        elif path.is_file() and path.resolve() == folder.resolve() / name:
-            files[name] = path.read_bytes()
+        if name not in FILES and path.is_file() and path.resolve() == folder.resolve() / name:
+            files[name] = read_inside(folder, name, MAX_OTHER)
     if CARD not in files:
         raise PadError(f"{folder} has no {CARD}: a model is published with its card")
     return files

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pad.config import Config
 from pad.errors import PadError
 from pad.images.geometry import Box, seen_box
+from pad.showing.pictures import displayable, to_picture
 from pad.store.files import atomic
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from pad.judging.calibration import Calibration
 
 BATCH_SIZE = 16  # images explained at a time: they are held at their own resolution
+LARGEST_SIDE = 2048  # pixels: a longer picture is explained on a reduced copy
 
-_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _VERDICT_COLOURS = {"anomaly": (179, 38, 30), "normal": (20, 108, 67), "": (84, 90, 97)}
 
 
@@ -78,7 +79,8 @@ class MapScale:
 class Explanation:
     """One image explained.
 
-    input: the image, 8-bit RGB, at its own resolution (W, H). nearest: the nearest normal image that the
+    input: the image, 8-bit RGB, at its own resolution (W, H), or, where a side is longer than 2048 pixels,
+    reduced by the least whole number that brings it down to that. nearest: the nearest normal image that the
     generator makes, (S, S) RGB. anomaly_map: float32 (H, W) >= 0, aligned with the pixels of `input`, 0
     outside `box`, the part that the model saw. score: higher is more anomalous. p_value and verdict as in
     `scores.csv`; None and "" without a calibration. scale: what the map is drawn on.
@@ -94,7 +96,7 @@ class Explanation:
     scale: MapScale
 
     def overlay(self) -> Image.Image:
-        """The anomaly map in colour over the grey input, at the input's own resolution."""
+        """The anomaly map in colour over the grey input, (W, H)."""
         return overlay(self.input, self.anomaly_map, self.scale)
 
     def annotated(self, label: str = "") -> Image.Image:
@@ -104,6 +106,10 @@ class Explanation:
     def montage(self) -> Image.Image:
         """Input, nearest normal image and map side by side, with captions."""
         return montage(self)
+
+    def pictures(self, label: str = "") -> dict[str, Image.Image]:
+        """`montage`, `overlay` and `annotated`, by name."""
+        return {"montage": self.montage(), "overlay": self.overlay(), "annotated": self.annotated(label)}
 
 
 def make_explanation(
@@ -123,11 +129,11 @@ def make_explanation(
     anomaly_map: (S, S), >= 0. config: of the model, for its crop and fit. scale: None draws the map on its
     own range, which compares with no other image.
     """
-    shown = displayable(image)
-    box = seen_box(image.width, image.height, config.crop, config.fit)
+    shown = displayable(image, LARGEST_SIDE)
+    box = box_on(seen_box(image.width, image.height, config.crop, config.fit), image.size, shown.size)
     small = np.asarray(anomaly_map, dtype=np.float32)
     scale = scale or MapScale(0.0, max(float(small.max()), 1e-6))
-    aligned = align_map(small, image.size, box)
+    aligned = align_map(small, shown.size, box)
     picture = nearest if isinstance(nearest, Image.Image) else to_picture(nearest)
     return Explanation(shown, picture, aligned, box, score, p_value, verdict, scale)
 
@@ -160,6 +166,8 @@ def explain_images(
 
 def _pictures(images: Any) -> Iterator[tuple[Image.Image, Any]]:
     """Each image as a picture, and as it goes into the model; opened one by one."""
+    import torch
+
     from pad.images.decode import read_image
     from pad.images.imageset import ImageSet
 
@@ -168,6 +176,8 @@ def _pictures(images: Any) -> Iterator[tuple[Image.Image, Any]]:
     elif isinstance(images, str | Path | Image.Image) or not hasattr(images, "__iter__"):
         images = [images]
     for image in images:
+        if isinstance(image, np.ndarray) and image.dtype.kind == "f":
+            image = torch.from_numpy(image)
         if hasattr(image, "detach"):  # a float tensor (C, H, W) in [-1, 1]
             yield to_picture(image.detach().cpu()), image
             continue
@@ -186,6 +196,15 @@ def scale_of(calibration: Calibration | None) -> MapScale | None:
     return MapScale.from_dict(calibration.extra["map_scale"])
 
 
+def box_on(box: Box, size: tuple[int, int], reduced: tuple[int, int]) -> Box:
+    """`box` of a picture of `size` (W, H) on a copy of it of size `reduced`; at least one pixel."""
+    if size == reduced:
+        return box
+    edges = [round(edge * reduced[i % 2] / size[i % 2]) for i, edge in enumerate(box)]
+    left, top = min(edges[0], reduced[0] - 1), min(edges[1], reduced[1] - 1)
+    return left, top, max(edges[2], left + 1), max(edges[3], top + 1)
+
+
 def align_map(anomaly_map: NDArray[np.float32], size: tuple[int, int], box: Box) -> NDArray[np.float32]:
     """A map (S, S) of the part `box` of a picture of `size` (W, H), as float32 (H, W) on that picture's
     own pixels: bilinear inside the box, 0 outside."""
@@ -195,26 +214,6 @@ def align_map(anomaly_map: NDArray[np.float32], size: tuple[int, int], box: Box)
         resized = Image.fromarray(anomaly_map).resize((right - left, bottom - top), Image.Resampling.BILINEAR)
         aligned[top:bottom, left:right] = np.asarray(resized)
     return aligned
-
-
-def displayable(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB: transparent parts over white, deep ones (16-bit, float) scaled as the
-    model scales them."""
-    if image.mode in _DEEP_MODES:
-        values = np.nan_to_num(np.asarray(image).astype(np.float32))
-        scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
-        white = next((s for s in scales if values.max(initial=0) <= s), scales[-1])
-        image = Image.fromarray(np.clip(values * (255 / white) + 0.5, 0, 255).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def to_picture(values: ArrayLike) -> Image.Image:
-    """(C, H, W) in [-1, 1], C 1 or 3, as 8-bit RGB."""
-    pixels = np.clip(np.asarray(values, dtype=np.float32) * 127.5 + 128, 0, 255).astype(np.uint8)
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)).convert("RGB")
 
 
 def overlay(image: Image.Image, anomaly_map: NDArray[np.float32], scale: MapScale) -> Image.Image:
@@ -236,6 +235,15 @@ def _colour_table() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     steps = np.linspace(0, 1, 256)
     colours = colormaps["inferno"](0.3 + 0.65 * steps)[:, :3] * 255
     return colours.astype(np.float32), (0.9 * steps**0.6).astype(np.float32)
+
+
+def colour_bar(steps: int = 32) -> list[str]:
+    """What `overlay` makes of a mid-grey picture, from the low end of the scale to its high end: colours of
+    the form `#rrggbb`."""
+    ramp = np.linspace(0, 1, steps, dtype=np.float32)[None]
+    grey = Image.new("RGB", (steps, 1), (128, 128, 128))
+    drawn = np.asarray(overlay(grey, ramp, MapScale(0.0, 1.0)))[0]
+    return ["#" + colour.tobytes().hex() for colour in drawn]
 
 
 def panels(
@@ -316,18 +324,13 @@ def montage(explanation: Explanation, side: int = 512) -> Image.Image:
     return page
 
 
-def write_explanation(explanation: Explanation, folder: Path, index: int, path: str, label: str = "") -> Path:
-    """Writes `montage`, `overlay` and `annotated` PNGs of one image into `folder`; returns the montage.
+def write_pictures(pictures: Mapping[str, Image.Image], folder: Path, index: int, path: str) -> Path:
+    """Writes the `pictures()` of one explanation into `folder` as PNG; returns the montage's path.
 
     They are named after the row of the image in `scores.csv` (`index`, from 1) and its file name, so that
     images of one name do not collide. Raises PadError where a file cannot be written.
     """
     stem = f"{index:06d}-{safe_name(path)}"
-    pictures = {
-        "montage": explanation.montage(),
-        "overlay": explanation.overlay(),
-        "annotated": explanation.annotated(label),
-    }
     for name, picture in pictures.items():
         with atomic(folder / f"{stem}.{name}.png") as file:
             picture.save(file, "PNG")

@@ -12,6 +12,7 @@ import heapq
 import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.resources import files
 from pathlib import Path
@@ -28,7 +29,8 @@ from pad.errors import PadError
 from pad.images.geometry import Box, seen_box
 from pad.judging.calibration import Calibration
 from pad.judging.rows import Row
-from pad.showing.explanation import MapScale, displayable, panels, to_picture
+from pad.showing.explanation import MapScale, box_on, colour_bar, panels
+from pad.showing.pictures import displayable, to_picture
 from pad.store.files import atomic
 
 # Side in pixels and WebP quality of a thumbnail (three pictures in one strip), until one fits the budget:
@@ -83,6 +85,7 @@ class ReportWriter:
         self._rows: list[Row] = []
         self._latents: list[NDArray[np.float16] | None] = []
         self._places: list[tuple[int, int]] = []  # offset and length in the spool; length 0: no thumbnail
+        self._sizes: list[tuple[int, int]] = []  # (W, H) of the picture as stored; 0, 0: unknown
         self._largest: list[tuple[float, int, Image.Image]] = []  # heap: score, index, larger strip
         self._spooled = 0  # bytes
         self._level = 0  # of _THUMBNAILS, where the next image begins
@@ -101,7 +104,8 @@ class ReportWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._spool.close()
+        with suppress(OSError):  # what a full disk did not take is of no use any more
+            self._spool.close()
 
     def add(
         self,
@@ -114,29 +118,26 @@ class ReportWriter:
         """Adds one image; an unreadable one is a row alone.
 
         image: as read from its file. nearest: the reconstruction (C, S, S) in [-1, 1]. anomaly_map: (S, S),
-        at the model's own size. latent: E(x), any shape, the same for all images.
+        at the model's own size. latent: E(x), any shape, the same for all images. Raises PadError where the
+        disk does not take it; whatever else is raised is about this image, which then has no picture.
         """
         index = len(self._rows)
         self._rows.append(row)
         self._latents.append(None if latent is None else np.asarray(latent).ravel().astype(np.float16))
-        place = (0, 0)
+        self._places.append((0, 0))  # a row without a picture, should drawing fail
+        self._sizes.append((0, 0) if image is None else image.size)
         if row.score is not None and image is not None and nearest is not None and anomaly_map is not None:
-            place = self._add_pictures(index, row.score, image, nearest, anomaly_map)
-        self._places.append(place)
+            self._places[index] = self._add_pictures(index, row.score, image, nearest, anomaly_map)
 
     def _add_pictures(
         self, index: int, score: float, image: Image.Image, nearest: ArrayLike, anomaly_map: ArrayLike
     ) -> tuple[int, int]:
+        # Pixels beyond the largest strip are of no use here.
+        reduced = displayable(image, 2 * _LARGE_SIDE)
         box = seen_box(image.width, image.height, self._config.crop, self._config.fit)
-        # Decoded pixels beyond the largest strip are of no use here.
-        side = max(image.size)
-        reduced = image if side <= 2 * _LARGE_SIDE else image.reduce(side // _LARGE_SIDE)
-        factor = reduced.width / image.width, reduced.height / image.height
-        left, top, right, bottom = (round(edge * factor[i % 2]) for i, edge in enumerate(box))
-        box = (left, top, max(right, left + 1), max(bottom, top + 1))
         small = np.asarray(anomaly_map, dtype=np.float32)
         scale = self._scale or MapScale(0.0, max(float(small.max()), 1e-6))
-        parts: _Parts = displayable(reduced), to_picture(nearest), small, box, scale
+        parts: _Parts = reduced, to_picture(nearest), small, box_on(box, image.size, reduced.size), scale
         natural = max(*reduced.size, *small.shape)
         if natural < _THUMBNAILS[0][0]:  # WebP halves the resolution of colour, which shows in tiny pictures
             natural *= _THUMBNAILS[0][0] // natural
@@ -145,7 +146,10 @@ class ReportWriter:
         if natural > _THUMBNAILS[0][0]:
             self._keep_larger(index, score, parts, min(natural, _LARGE_SIDE))
         place = (self._spooled, len(data))
-        self._spool.write(data)
+        try:
+            self._spool.write(data)
+        except OSError as error:
+            raise PadError(f"cannot write {self.path}: {error.strerror or error}") from None
         self._spooled += len(data)
         return place
 
@@ -180,6 +184,8 @@ class ReportWriter:
             for name in ("report.css", "report.js")
         )
         notes = list(summary.get("notes", []))
+        if missing := sum(self._places[i][1] == 0 for i in scored):
+            notes.append(f"{missing} of {len(scored)} images are without a picture: it could not be drawn")
         if len(order) > self._limit:
             notes.append(f"pictures are shown of the {self._limit} most anomalous images")
         page = environment.get_template("report.html.j2").generate(
@@ -226,6 +232,11 @@ class ReportWriter:
             "metrics": summary if "roc_auc" in summary else None,
             "kind_metrics": summary.get("kinds"),
             "unreadable": len(self._rows) - len(rows),
+            "sizes": [self._sizes[i] for i in order],
+            "seen": {key: getattr(self._config, key) for key in ("size", "channels", "crop", "fit")},
+            "scale": self._scale and self._scale.to_dict(),
+            "bar": colour_bar(),
+            "note": self._calibration.note(self._fpr) if self._calibration and self._fdr is None else None,
             "xy": coordinates,
             "axes": axes,
             "per_block": _PER_BLOCK,

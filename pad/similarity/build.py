@@ -12,12 +12,22 @@ from pad.similarity.relative import RelativePerceptualL1
 Similarity = RelativePerceptualL1 | PixelSimilarity
 
 
-def build_similarity(config: Config) -> Similarity:
-    """The similarity that a recipe names. Raises PadError if its backbone cannot be had."""
+def build_similarity(config: Config, download: bool = True, pretrained: bool = True) -> Similarity:
+    """The similarity that a recipe names.
+
+    Args:
+        config: the recipe.
+        download: whether weights of its backbone that are not on this machine are downloaded.
+        pretrained: False for the shapes of its tensors alone, on the device `meta`.
+
+    Raises PadError if its backbone cannot be had.
+    """
     if config.similarity == "relative-perceptual-l1":
         # A side that two poolings halve without a rest: they would drop what is left over at the border.
         size = None if config.backbone_scale == 1 else 4 * math.ceil(config.backbone_scale * config.size / 4)
-        backbone = Backbone(config.backbone, config.layers, config.backbone_weights, size)
+        backbone = Backbone(
+            config.backbone, config.layers, config.backbone_weights, size, download, pretrained
+        )
         return RelativePerceptualL1(
             backbone,
             config.layers,
@@ -29,5 +39,5 @@ def build_similarity(config: Config) -> Similarity:
             config.residual_components,
         )
     if config.similarity == "lpips":
-        return LPIPS(config.backbone, config.backbone_weights)
+        return LPIPS(config.backbone, config.backbone_weights, download)
     return {"l1": L1, "l2": L2, "ssim": SSIM}[config.similarity]()

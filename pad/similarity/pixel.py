@@ -81,14 +81,14 @@ class LPIPS(PixelSimilarity):
     With those of vgg16-st, values differ from the published ones, which were fitted to torchvision's.
     """
 
-    def __init__(self, backbone: str = "vgg16-st", weights: str | None = None) -> None:
+    def __init__(self, backbone: str = "vgg16-st", weights: str | None = None, download: bool = True) -> None:
         super().__init__()
         import lpips
 
         self.model = lpips.LPIPS(net="vgg", pnet_rand=True, spatial=True, verbose=False)
         name = "vgg16-st" if backbone == "vgg19" else backbone
         trunk = [m for m in self.model.net.modules() if isinstance(m, nn.Conv2d)]
-        source = load_backbone_weights(name, weights if name == backbone else None)
+        source = load_backbone_weights(name, weights if name == backbone else None, download)
         for convolution, (weight, bias) in zip(trunk, source, strict=True):
             convolution.load_state_dict({"weight": weight.float(), "bias": bias.float()})
         self.requires_grad_(False)

@@ -1,29 +1,25 @@
 """Finding a model: a run folder, a model folder, `zoo:NAME`, or `hf-hub:ORG/REPO[@REVISION]`.
 
-Downloads go through `huggingface_hub`, so its cache and its environment variables (HF_HOME, HF_TOKEN,
-HF_ENDPOINT, HF_HUB_OFFLINE) work as everywhere: a connection that is cut is resumed where it broke, a killed
-download goes on with the files that are not yet there, and several processes may ask for the same model at
-once. Only the files of a model folder, or those that the zoo's index lists, are ever fetched, and their
-checksums are verified before anything reads them, each time.
+Downloads (pad/store/cache.py) go into the cache of `huggingface_hub`, and its environment variables (HF_HOME,
+HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE) work as everywhere. Only the files of a model folder, or those that the
+zoo's index lists, are ever fetched, and their checksums are verified before anything reads them, each time.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pad.config import zoo_folder
-from pad.errors import PadError, did_you_mean
+from pad.errors import PadError, did_you_mean, one_line
+from pad.store.cache import DIGEST, Cache, digest_of, fetch
+from pad.store.http import Refused, ServerError, Unreachable
 from pad.store.index import ZooModel, is_inside, read_index, sha256
 from pad.store.model_folder import CONFIG, FILES, WEIGHTS, present
 
 KINDS = "a run folder, a model folder, zoo:NAME or hf-hub:ORG/REPO[@REVISION]"
-_ATTEMPTS = 4  # at a download whose connection is cut
-_CUT = ("ChunkedEncodingError", "IncompleteRead", "RemoteProtocolError")
 _SPEC = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
@@ -70,7 +66,7 @@ def _resolve_path(path: Path, root: Path | None) -> Path:
     if path.is_dir():
         if (path / "checkpoints").exists() or (path / "log.jsonl").exists():
             raise PadError(
-                f"{path} is a run that has not saved a model yet: let it reach its first checkpoint"
+                f"{path} is a run that has not saved a model yet: let it finish, or finish it with --resume"
             )
         if (path / CONFIG).exists():
             return path  # read_model names what is missing
@@ -128,9 +124,10 @@ def suggest(name: str, root: Path | None = None) -> str:
 def parse_hub_spec(spec: str) -> tuple[str, str | None]:
     """`hf-hub:ORG/REPO[@REVISION]` as ("ORG/REPO", revision or None). Raises PadError for another form."""
     match = _SPEC.fullmatch(spec.removeprefix("hf-hub:"))
-    if match is None or ".." in spec or "--" in match["repo"]:
+    revision = match and match["revision"]
+    if match is None or "--" in match["repo"] or ".." in spec or (revision and not is_inside(revision)):
         raise PadError(f"'{spec}' is not of the form hf-hub:ORG/REPO[@REVISION]")
-    return match["repo"], match["revision"]
+    return match["repo"], revision
 
 
 def download_zoo_model(model: ZooModel) -> Path:
@@ -141,7 +138,7 @@ def download_zoo_model(model: ZooModel) -> Path:
 
 
 def download(repo: str, revision: str | None = None, checksums: Mapping[str, str] | None = None) -> Path:
-    """Downloads a model folder into the hub client's cache, or takes it from there.
+    """Downloads a model folder into the hub's cache, or takes it from there.
 
     Args:
         repo: "ORG/NAME".
@@ -150,48 +147,50 @@ def download(repo: str, revision: str | None = None, checksums: Mapping[str, str
             files of a model folder are, and compared with what the hub announces.
 
     Returns the folder in the cache.
-    Raises PadError, one line, for no network, no such model or revision, no access, no space, wrong checksum.
+    Raises PadError, one line, for no network, no such model or revision, no access, no space, wrong checksum,
+    and whatever a hub may answer that is not as it should be.
     """
     names = list(checksums or FILES)
-    folder = _snapshot(repo, revision, names)
+    check_token()
+    cache = Cache(repo, revision)
+    folder = cache.find(names) if offline() or cache.commit else None
+    if folder is None and offline():
+        raise PadError(
+            f"HF_HUB_OFFLINE is set and {cache.label} is not in {cache.root}: unset it to download"
+        )
+    if folder is None:
+        folder = _fetch(cache, names)
     fault = _wrong_file(folder, names, checksums or {})
     if fault and not offline():  # a damaged cache is mended by downloading again, once
-        folder = _snapshot(repo, revision, names, force=True)
+        folder = _fetch(cache, names, anew=True)
         fault = _wrong_file(folder, names, checksums or {})
     if fault:
         raise PadError(f"hf-hub:{repo}: {fault}; refused. If it was damaged in the cache, delete {folder}")
     if not (folder / WEIGHTS).exists():
-        raise PadError(
-            f"hf-hub:{repo}{f'@{revision}' if revision else ''} holds no model: it has no {WEIGHTS}"
-        )
+        raise PadError(f"hf-hub:{cache.label} holds no model: it has no {WEIGHTS}")
     return folder
 
 
-def _snapshot(repo: str, revision: str | None, names: list[str], force: bool = False) -> Path:
-    from huggingface_hub import snapshot_download
-
-    from pad import __version__
-
-    check_token()
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Not enough free disk space")  # the error says it
-                folder = snapshot_download(
-                    repo,
-                    revision=revision,
-                    allow_patterns=names,
-                    library_name="pad",
-                    library_version=__version__,
-                    force_download=force,
-                )
-        except Exception as error:
-            # Newer clients resume a cut connection themselves, older ones on the next call.
-            if attempt < _ATTEMPTS and any(type(cause).__name__ in _CUT for cause in _chain(error)):
-                continue
-            raise explain(error, repo, revision) from None
-        break
-    return Path(folder)
+def _fetch(cache: Cache, names: Sequence[str], anew: bool = False) -> Path:
+    """The folder in the cache with what the hub has of these files; without a network, what the cache has."""
+    try:
+        return fetch(cache, names, anew)
+    except Unreachable as error:
+        if (folder := cache.find(names)) is not None:
+            return folder
+        raise PadError(
+            f"cannot reach {endpoint()} to download {cache.label}, and it is not in {cache.root}: "
+            f"the server {scrub(str(error))}"
+        ) from None
+    except Refused as error:
+        raise _refusal(error.status, error.code, error.said, cache.repo, cache.revision) from None
+    except ServerError as error:
+        raise PadError(f"cannot download {cache.label}: {endpoint()} {scrub(str(error))}; refused") from None
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _no_space(cache.label, cache.root) from None
+        text = error.strerror or str(error)
+        raise PadError(f"cannot download {cache.label} (cache {cache.root}): {text}") from None
 
 
 def _wrong_file(folder: Path, names: Sequence[str], checksums: Mapping[str, str]) -> str:
@@ -204,17 +203,10 @@ def _wrong_file(folder: Path, names: Sequence[str], checksums: Mapping[str, str]
             return f"{name} has sha256 {found[:12]}…, the index says {digest[:12]}…"
     for name in names:
         path = folder / name
-        # The hub names a blob by its sha256 (large files) or its git object id (small ones).
         blob = path.readlink().name if path.is_symlink() else ""
-        found = sha256(path) if len(blob) == 64 else _git_id(path) if len(blob) == 40 else blob
-        if found != blob:
+        if DIGEST.fullmatch(blob) and digest_of(path, blob) != blob:
             return f"{name} is not the file that the hub announced ({blob[:12]}…)"
     return ""
-
-
-def _git_id(path: Path) -> str:
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------- errors
@@ -255,51 +247,55 @@ def scrub(text: str) -> str:
     token = get_token()
     if token:
         text = text.replace(token, "<token>")
-    return " ".join(re.sub(r"\bhf_[A-Za-z0-9]{20,}", "<token>", text).split())
+    return one_line(re.sub(r"\bhf_[A-Za-z0-9]{20,}", "<token>", text))
 
 
-def explain(error: Exception, repo: str, revision: str | None = None, action: str = "download") -> Exception:
-    """What went wrong with the hub, as a PadError of one line; another error, without the token, if it is
-    none of the known ones."""
-    from huggingface_hub import constants, errors
+def _no_space(label: str, cache: Path | str) -> PadError:
+    return PadError(f"no space left for {label} in {cache}: free some, or set HF_HOME to another disk")
 
-    if isinstance(error, PadError):
-        return error
-    chain = list(_chain(error))
+
+def _refusal(
+    status: int, code: str, said: str, repo: str, revision: str | None = None, action: str = "download"
+) -> PadError:
+    """What an error status of the hub means, by its X-Error-Code, with what it says, its X-Error-Message."""
+    host, said = endpoint(), f" ({scrub(said)})" if said else ""
+    if code == "GatedRepo":
+        return PadError(f"{repo} is gated: ask for access at {host}/{repo}, then set HF_TOKEN")
+    if code == "RevisionNotFound":
+        return PadError(f"{repo} has no revision '{revision}' at {host}")
+    if code == "RepoNotFound":
+        return PadError(f"there is no model {repo} at {host} (if it is private, set HF_TOKEN)")
+    if status in (401, 403):
+        return PadError(
+            f"{host} refuses to {action} {repo}{said}: check that HF_TOKEN is valid and may do this"
+        )
     at = f"{repo}@{revision}" if revision else repo
-    host, cache = endpoint(), constants.HF_HUB_CACHE
+    return PadError(f"{host} answers with error {status} for {at}{said}: try later")
+
+
+def explain_upload(error: Exception, repo: str) -> PadError:
+    """What went wrong when the hub's client was publishing: one line, without the token."""
+    from huggingface_hub import constants
+
+    host = endpoint()
+    chain = list(_chain(error))
     for cause in chain:
-        response = getattr(cause, "response", None)
-        status = getattr(response, "status_code", 0) or 0
-        said = scrub(getattr(response, "headers", {}).get("X-Error-Message") or "")
+        if isinstance(cause, PadError):
+            return cause
         if isinstance(cause, OSError) and cause.errno in _FULL:
-            return PadError(f"no space left for {at} in {cache}: free some, or set HF_HOME to another disk")
-        if isinstance(cause, errors.GatedRepoError):
-            return PadError(f"{repo} is gated: ask for access at {host}/{repo}, then set HF_TOKEN")
-        if isinstance(cause, errors.RevisionNotFoundError):
-            return PadError(f"{repo} has no revision '{revision}' at {host}")
-        if isinstance(cause, errors.RepositoryNotFoundError):
-            return PadError(f"there is no model {repo} at {host} (if it is private, set HF_TOKEN)")
-        if status in (401, 403):
-            said = f" ({said})" if said else ""
-            return PadError(
-                f"{host} refuses to {action} {repo}{said}: check that HF_TOKEN is valid and may do this"
+            return _no_space(repo, constants.HF_HUB_CACHE)
+        response = getattr(cause, "response", None)
+        if status := getattr(response, "status_code", 0) or 0:
+            said, code = (
+                getattr(response, "headers", {}).get(f"X-Error-{key}") for key in ("Message", "Code")
             )
-        if status:
-            return PadError(
-                f"{host} answers with error {status} for {at}{f' ({said})' if said else ''}: try later"
-            )
-    if offline():
-        return PadError(f"HF_HUB_OFFLINE is set and {at} is not in {cache}: unset it to {action}")
+            return _refusal(status, code or "", said or "", repo, action="publish")
     for cause in chain:
         if isinstance(cause, ConnectionError) or type(cause).__module__.partition(".")[0] in _NETWORK:
             reason = scrub(str(cause)) or type(cause).__name__
-            return PadError(f"cannot {action} {at}, the network or {host} fails: {reason:.150}")
-        if isinstance(cause, errors.LocalEntryNotFoundError):
-            return PadError(f"cannot reach {host} to {action} {at}, and it is not in {cache}")
-    if isinstance(error, OSError):
-        return PadError(f"cannot {action} {at} (cache {cache}): {scrub(error.strerror or str(error))}")
-    return error if scrub(str(error)) == " ".join(str(error).split()) else RuntimeError(scrub(str(error)))
+            return PadError(f"cannot publish {repo}, the network or {host} fails: {reason:.150}")
+    what = f"{type(error).__name__}: {scrub(str(error))}"
+    return PadError(f"cannot publish {repo}: {host} does not answer as a hub does ({what:.200})")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

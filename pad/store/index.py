@@ -26,10 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from pad.config import zoo_folder
-from pad.errors import PadError
+from pad.errors import PadError, one_line, shown
 from pad.store.files import atomic
 
 FORMAT = 1
@@ -69,8 +70,8 @@ def read_index(root: Path | None = None) -> dict[str, ZooModel]:
         return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, ValueError) as error:
-        raise PadError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise PadError(f"cannot read {path}: {one_line(str(error))}") from None
     if not isinstance(content, dict) or not isinstance(content.get("models", []), list):
         raise PadError(f"{path} must hold 'format' and a list of 'models'")
     if content.get("format", FORMAT) != FORMAT:
@@ -81,19 +82,23 @@ def read_index(root: Path | None = None) -> dict[str, ZooModel]:
 
 def _entry(values: Any, path: Path) -> ZooModel:
     name = values.get("name") if isinstance(values, dict) else None
-    label = f"{path}: entry {name!r}"
+    label = f"{path}: entry {shown(name)}"
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise PadError(f"{label} needs a name such as 'fashion-mnist/bag'")
     try:
         model = ZooModel(**values)
     except TypeError as error:
         raise PadError(f"{label}: {str(error).removeprefix('ZooModel.__init__() ')}") from None
+    try:
+        msgspec.convert(values, ZooModel)  # the types
+    except msgspec.ValidationError as error:
+        raise PadError(f"{label}: {one_line(str(error))}") from None
     files = model.files
     if not isinstance(files, dict) or not all(_SHA256.fullmatch(str(h)) for h in files.values()):
         raise PadError(f"{label}: 'files' must be a mapping of file to sha256")
     for inside in (model.folder, *files):
         if not isinstance(inside, str) or not inside or not is_inside(inside):
-            raise PadError(f"{label}: '{inside}' leaves the zoo")
+            raise PadError(f"{label}: {shown(inside)} leaves the zoo")
     remote = model.remote
     if remote is not None and not (
         isinstance(remote, dict)
@@ -129,7 +134,6 @@ def add_entry(
 
     Raises PadError if the model cannot be read, or lies outside the zoo, or a result is missing.
     """
-    from pad.config import from_mapping
     from pad.store.model_folder import read_model
 
     root = root or zoo_folder()
@@ -137,7 +141,7 @@ def add_entry(
         inside = folder.resolve().relative_to(root.resolve()).as_posix()
     except ValueError:
         raise PadError(f"{folder} is not inside the zoo {root}") from None
-    recipe = from_mapping(read_model(folder).config["recipe"])
+    recipe = read_model(folder).recipe
     index = read_index(root)
     known = index[name].remote if name in index else None
     values = {
@@ -162,8 +166,13 @@ def add_entry(
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """sha256 of every file below `folder`, by its path with '/', sorted; hidden files are left out."""
+    """sha256 of every file below `folder`, by its path with '/', sorted; hidden files are left out. Raises
+    PadError for a link out of it."""
+    from pad.store.model_folder import check_inside
+
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    for path in paths:
+        check_inside(folder, path)
     names = [(p.relative_to(folder), p) for p in paths]
     return {n.as_posix(): sha256(p) for n, p in names if not any(part.startswith(".") for part in n.parts)}
 

@@ -18,6 +18,11 @@
     fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
   const number = (x) => (Number.isFinite(x) ? String(+x.toPrecision(4)) : "none");
   const percent = (x) => `${+(100 * x).toPrecision(x < 0.0995 ? 2 : 3)} %`;
+  /* `x` > 0 with two digits, never less than it is. */
+  const roundUp = (x) => {
+    const step = 10 ** (Math.floor(Math.log10(x)) - 1);
+    return +(Math.ceil(x / step - 1e-9) * step).toPrecision(2);
+  };
   const fileName = (path) => path.split(/[\\/]/).pop() || path;
   const range = (n) => Array.from({ length: n }, (_, i) => i);
 
@@ -64,11 +69,13 @@
       groups.get(name).scores.push(scores[i]);
     }
   let threshold = start;
+  let wanted = null; // the false-alarm rate that was asked for, if the threshold comes from one
   let chosen = -1; // rank of the chosen image
   let shown = range(count); // ranks in the gallery, in its order
   let brush = null; // chosen region of the map: [x0, y0, x1, y1] in 0..1
 
   const flagged = (i) => scores[i] >= threshold;
+  const lowestRate = 1 / (calibration.length + 1); // that can be held
   const pValue = (score) => (1 + atLeast(calibration, score)) / (calibration.length + 1);
   /* The false-alarm rate that this threshold holds on new normal images. */
   const rateAt = (x) => (x === Infinity ? 0 : (1 + atLeast(calibration, x)) / (calibration.length + 1));
@@ -88,18 +95,36 @@
   }
 
   // ---- the axis of scores, shared by the histograms and the slider ---------------------------------------------
-  const axis = (() => {
+  /* Three ways to lay scores out: evenly, by their logarithm, or evenly without the few that lie far off, which
+     are gathered in the first and the last bar. An axis holds what it does to a score and back, and its ends. */
+  const axes = (() => {
     const all = [...calibration, ...ascending].sort((a, b) => a - b);
-    if (!all.length) return { low: 0, high: 1, cut: false };
-    const at = (q) => all[Math.min(all.length - 1, Math.floor(q * all.length))];
-    const low = all[0], top = all[all.length - 1];
-    const body = at(0.98) + 0.6 * (at(0.98) - low);
-    const cut = body > low && top > low + 1.6 * (body - low); // a long tail is gathered in the last bar
-    const high = cut ? body : top;
-    const margin = (high - low || Math.abs(high) || 1) * 0.02;
-    return { low: low - margin, high: high + margin, cut };
+    if (!all.length) all.push(0, 1);
+    const at = (sorted, q) => sorted[Math.floor(q * (sorted.length - 1))];
+    const least = all[0], most = all[all.length - 1];
+    const make = (low, high, to, from) => {
+      const margin = (to(high) - to(low) || Math.abs(to(high)) || 1) * 0.02;
+      return { low: to(low) - margin, high: to(high) + margin, to, from, below: low > least, above: high < most };
+    };
+    const same = (x) => x;
+    // What is to stay in view: all but a tenth of the images, almost all of the calibration, and the threshold.
+    const parts = [calibration, ascending].filter((part) => part.length);
+    const ends = [...parts.map((part) => at(part, 0.05)), at(ascending.length ? ascending : all, 0.9),
+      ...(calibrated ? [at(calibration, 0.99)] : []), ...(start === Infinity ? [] : [start])];
+    const bottom = Math.min(...ends), top = Math.max(...ends);
+    const spread = 0.5 * (top - bottom);
+    const found = { linear: make(least, most, same, same) };
+    if (least > 0) found.logarithmic = make(least, most, Math.log, Math.exp);
+    if (spread > 0 && (most > top + spread || least < bottom - spread))
+      found.zoomed = make(Math.max(least, bottom - spread), Math.min(most, top + spread), same, same);
+    return { found, body: (axis) => (axis.to(top) - axis.to(bottom)) / (axis.high - axis.low) };
   })();
-  const share = (score) => Math.min(1, Math.max(0, (score - axis.low) / (axis.high - axis.low)));
+  const AXES = { linear: "linear", logarithmic: "logarithmic", zoomed: "without the extremes" };
+  /* Linear, unless a few scores would squash the rest. */
+  let axis = axes.found[["linear", "logarithmic"].find((name) => axes.found[name] && axes.body(axes.found[name]) > 0.2) ||
+    (axes.found.zoomed ? "zoomed" : "linear")];
+  const share = (score) => Math.min(1, Math.max(0, (axis.to(score) - axis.low) / (axis.high - axis.low)));
+  const scoreAt = (part) => axis.from(axis.low + part * (axis.high - axis.low));
 
   function bins(values, n) {
     const heights = new Array(n).fill(0);
@@ -114,18 +139,29 @@
     const first = Math.ceil(low / step);
     return range(Math.max(0, Math.floor(high / step) - first + 1)).map((i) => +((first + i) * step).toPrecision(10));
   }
+  function scoreTicks(wanted) {
+    const low = scoreAt(0), high = scoreAt(1);
+    if (axis.to !== Math.log || high < 4 * low) return ticks(low, high, wanted);
+    const powers = range(Math.floor(Math.log10(high)) - Math.floor(Math.log10(low)) + 1).map((i) => i + Math.floor(Math.log10(low)));
+    const within = (digits) => powers.flatMap((k) => digits.map((d) => +(d * 10 ** k).toPrecision(3))).filter((v) => v >= low && v <= high);
+    const all = [within([1, 2, 5]), within([1, 3]), within([1])].find((some) => some.length <= wanted) || within([1]);
+    return all.filter((_, i) => i % Math.ceil(all.length / wanted) === 0);
+  }
 
   // ---- histogram -------------------------------------------------------------------------------------------------
   class Histogram {
     constructor(host, height, n, compact) {
       Object.assign(this, { host, height, n, compact });
-      this.calibration = bins(calibration, n);
-      this.fresh = bins(scores, n);
+      this.count();
+    }
+    count() {
+      this.calibration = bins(calibration, this.n);
+      this.fresh = bins(scores, this.n);
       this.top = Math.max(1e-9, ...this.calibration, ...this.fresh);
     }
     draw() {
-      const width = Math.max(240, this.host.clientWidth || 800), height = this.height;
-      const m = this.compact ? { l: 4, r: 4, t: 14, b: 18 } : { l: 44, r: 12, t: 30, b: 22 };
+      const width = Math.max(200, this.host.clientWidth || 800), height = this.height;
+      const m = this.compact ? { l: 4, r: 4, t: 14, b: 18 } : { l: 44, r: 12, t: 20, b: 22 };
       const w = width - m.l - m.r, h = height - m.t - m.b;
       const x = (score) => m.l + share(score) * w;
       const y = (v) => m.t + h - (v / this.top) * h;
@@ -152,10 +188,12 @@
       }
       if (calibrated) root.append(svg("polyline", { points: outline, class: "s-cal" }));
       root.append(svg("line", { x1: m.l, x2: m.l + w, y1: m.t + h, y2: m.t + h, class: "axis" }));
-      const last = ticks(axis.low, axis.high, this.compact ? 4 : 10);
-      for (const v of last) root.append(svg("text", { x: x(v), y: height - 5, "text-anchor": "middle" }, number(v)));
-      if (axis.cut && !this.compact)
-        root.append(svg("text", { x: m.l + w, y: m.t + h - 6 - (this.fresh[this.n - 1] / this.top) * h, "text-anchor": "end" }, "and above"));
+      for (const v of scoreTicks(this.compact ? 4 : Math.max(3, Math.min(10, Math.floor(w / 64)))))
+        root.append(svg("text", { x: x(v), y: height - 5, "text-anchor": "middle" }, number(v)));
+      const end = (at, bin, anchor, text) => root.append(svg("text",
+        { x: at, y: m.t + h - 6 - (Math.max(this.fresh[bin], this.calibration[bin]) / this.top) * h, "text-anchor": anchor }, text));
+      if (axis.above && !this.compact) end(m.l + w, this.n - 1, "end", "and above");
+      if (axis.below && !this.compact) end(m.l, 0, "start", "and below");
       if (threshold !== Infinity) {
         root.append(svg("line", { x1: x(threshold), x2: x(threshold), y1: m.t - 4, y2: m.t + h, class: "s-rule" }));
         if (!this.compact)
@@ -167,23 +205,24 @@
         root.append(svg("line", { x1: at, x2: at, y1: m.t, y2: m.t + h, class: "s-chosen" }),
           svg("path", { d: `M${at - 6},${m.t - 9}h12l-6,9z`, class: "f-chosen" }));
       }
-      if (!this.compact) {
-        let left = m.l;
-        const key = (name, text) => {
-          root.append(svg("rect", { x: left, y: 2, width: 11, height: 11, class: name }), svg("text", { x: left + 16, y: 12 }, text));
-          left += 30 + text.length * 6.6;
-        };
-        if (calibrated) key("f-cal", "calibration (normal)");
-        key("f-normal", "not flagged");
-        key("f-anomaly", "flagged");
-        if (chosen >= 0 && width > 480) key("f-chosen", "chosen image");
-      }
       this.host.replaceChildren(root);
     }
   }
   const fine = Math.min(80, Math.max(16, Math.round(2.5 * Math.sqrt(count + calibration.length))));
   const histogram = new Histogram($("histogram"), 250, fine, false);
   const mini = new Histogram($("mini"), 96, Math.ceil(fine / 2), true);
+  $("histogram-legend").replaceChildren(...[...(calibrated ? [["f-cal", "calibration (normal)"]] : []), ["f-normal", "not flagged"],
+    ["f-anomaly", "flagged"], ["f-chosen", "chosen image"]].map(([name, text]) =>
+    el("span", {}, svg("svg", { viewBox: "0 0 10 10", "aria-hidden": "true" }, svg("rect", { width: 10, height: 10, class: name })), text)));
+  for (const [name, text] of Object.entries(AXES))
+    if (axes.found[name]) $("scale").append(el("option", { value: name }, text));
+  $("scale-label").hidden = $("scale").length < 2;
+  $("scale").value = Object.keys(axes.found).find((name) => axes.found[name] === axis);
+  $("scale").addEventListener("change", () => {
+    axis = axes.found[$("scale").value];
+    for (const drawing of [histogram, mini]) { drawing.count(); drawing.draw(); }
+    placeSlider();
+  });
 
   // ---- counts ------------------------------------------------------------------------------------------------------
   const totals = { normal: [], anomalous: [] };
@@ -196,7 +235,9 @@
     const list = [["flagged", String(hits), count ? `${percent(hits / count)} of ${count} images` : "", "hot"]];
     list.push(["threshold", number(threshold), threshold === start && data.fdr ? `false discovery rate ${percent(data.fdr)}` : ""]);
     if (calibrated)
-      list.push(["false-alarm rate", threshold === Infinity ? "0 %" : `≤ ${percent(rateAt(threshold))}`, `held by ${calibration.length} calibration images`]);
+      list.push(threshold === Infinity
+        ? ["false-alarm rate", "0 %", `${calibration.length} calibration images can hold ${roundUp(100 * lowestRate)} % and more`]
+        : ["false-alarm rate", `≤ ${percent(rateAt(threshold))}`, `held by ${calibration.length} calibration images`]);
     if (labelled && sum(totals.normal)) {
       const normal = sum(totals.normal), false_ = sum(totals.normal, threshold);
       list.push(["false alarms", String(false_), `${percent(false_ / normal)} of ${normal} labelled normal`]);
@@ -209,7 +250,7 @@
     if (data.unreadable) list.push(["unreadable", String(data.unreadable), "listed below"]);
     $("tiles").replaceChildren(...list.map(([name, value, more, hot]) =>
       el("div", { class: hot ? "tile hot" : "tile", "data-name": name }, el("span", {}, name), el("b", {}, value), el("small", {}, more))));
-    const sentence = threshold === Infinity ? "Nothing is flagged."
+    const sentence = threshold === Infinity ? whyNothing()
       : `${hits} of ${count} images score at least ${number(threshold)}.` +
         (calibrated ? ` Of new normal images, at most ${percent(rateAt(threshold))} would on average` +
           (data.confidence && threshold === start ? `, and at most ${percent(data.fpr)} with a probability of ${percent(data.confidence)}.` : ".") : "");
@@ -217,10 +258,22 @@
     $("slider").setAttribute("aria-valuetext", sentence);
   }
 
+  /* Why nothing is flagged, as the command line says it. */
+  function whyNothing() {
+    if (!calibrated) return "Nothing is flagged: the model has no calibration. A threshold can be set by hand.";
+    if (wanted === data.fpr && data.note) return `${data.note}.`;
+    if (!wanted || wanted >= lowestRate) return "Nothing is flagged.";
+    const asked = `${+(100 * wanted).toPrecision(3)} %`;
+    return `${calibration.length} calibration images cannot hold a false-alarm rate of ${asked}, so nothing is flagged; the lowest ` +
+      `they can hold is ${roundUp(100 * lowestRate)} %. For ${asked}, calibrate on at least ${Math.ceil(1 / wanted - 1e-9) - 1} normal images.`;
+  }
+
   // ---- threshold -----------------------------------------------------------------------------------------------------
+  const placeSlider = () => { $("slider").value = String(threshold === Infinity ? 1000 : Math.round(1000 * share(threshold))); };
   function setThreshold(value, from) {
     threshold = value;
-    if (from !== "slider") $("slider").value = String(threshold === Infinity ? 1000 : Math.round(1000 * share(threshold)));
+    wanted = from === "rate" ? +$("rate").value / 100 : from === undefined && !data.fdr ? data.fpr : null;
+    if (from !== "slider") placeSlider();
     if (from !== "threshold") $("threshold").value = threshold === Infinity ? "" : String(+threshold.toPrecision(6));
     const asked = threshold === start && !data.fdr && !data.confidence; // then the rate that was asked for, which may not be reached
     if (from !== "rate" && calibrated) $("rate").value = String(+(100 * (asked ? data.fpr : rateAt(threshold))).toPrecision(3));
@@ -233,7 +286,7 @@
   }
   $("slider").addEventListener("input", () => {
     const at = +$("slider").value;
-    setThreshold(at >= 1000 ? Infinity : axis.low + (at / 1000) * (axis.high - axis.low), "slider");
+    setThreshold(at >= 1000 ? Infinity : scoreAt(at / 1000), "slider");
   });
   $("threshold").addEventListener("input", () => {
     const value = $("threshold").value === "" ? Infinity : +$("threshold").value;
@@ -492,8 +545,8 @@
   // ---- the chosen image ---------------------------------------------------------------------------------------------------------------
   function describe() {
     const position = shown.indexOf(chosen);
-    $("previous").disabled = !shown.length || position === 0;
-    $("next").disabled = !shown.length || position === shown.length - 1;
+    for (const id of ["previous", "viewer-previous"]) $(id).disabled = !shown.length || position === 0;
+    for (const id of ["next", "viewer-next"]) $(id).disabled = !shown.length || position === shown.length - 1;
     if (chosen < 0) return;
     const i = chosen, hit = flagged(i);
     $("chosen-name").textContent = fileName(paths[i]);
@@ -507,13 +560,64 @@
     }
     if (labelled && labels[i] >= 0) facts.push(["label", `${kinds[kind[i]]} (${labels[i] ? "anomalous" : "normal"})`]);
     facts.push(["rank", `${i + 1} of ${count}`]);
+    const [width, height] = data.sizes[i];
+    if (width) facts.push(["picture", `${width} × ${height} px`], ["the model sees", seen(width, height)]);
     $("facts").replaceChildren(...facts.flatMap(([a, b]) => [el("dt", {}, a), el("dd", {}, b)]));
   }
+  /* Which part of a picture goes into the model, and as what: pad/images/geometry.py in words. */
+  function seen(width, height) {
+    const { size, channels, crop, fit } = data.seen;
+    let [w, h] = crop === null ? [width, height] : [Math.min(width, crop), Math.min(height, crop)];
+    if (fit === "crop") w = h = Math.min(w, h);
+    const part = w === width && h === height ? "all of it" : `its centre, ${w} × ${h} px`;
+    return `${part}, ${w === h ? "" : "stretched "}as ${size} × ${size} px, ${channels === 1 ? "grey" : "colour"}`;
+  }
+  /* One of the three pictures in the strip of an image: part 0, 1 or 2. Several lie on each other. */
+  function pane(node, i, names) {
+    const [first, ...others] = names.map(([part, name]) => picture(i, { alt: name, "data-part": part }, true));
+    const fit = () => { if (first.naturalHeight) node.style.setProperty("--ratio", String(first.naturalWidth / 3 / first.naturalHeight)); };
+    first.addEventListener("load", fit);
+    node.replaceChildren(first, ...others);
+    return node;
+  }
+  const PARTS = ["input", "nearest normal", "anomaly map"];
+  for (const bar of document.getElementsByClassName("bar")) {
+    const colours = data.bar.map((colour, i) => svg("rect", { x: i, width: 1.05, height: 1, fill: colour }));
+    const [low, high] = data.scale ? [number(data.scale.low), number(data.scale.high)] : ["none", "highest"];
+    bar.append(el("span", {}, low), svg("svg", { viewBox: `0 0 ${data.bar.length} 1`, preserveAspectRatio: "none", role: "img",
+      "aria-label": `Colours of the anomaly map, from ${low} to ${high}` }, ...colours), el("span", {}, high));
+    bar.title = data.scale ? "Colour begins where 95 % of the pixels of normal images lie below; it is brightest from where the highest point of 99 % of normal images lies below."
+      : "Each map is drawn on its own range: it compares with no other.";
+  }
+  function openPanel(open) { document.body.classList.toggle("closed", !open); }
+
+  // ---- the chosen image, enlarged: the map over the input, at any opacity ----------------------------------------------
+  const viewer = $("viewer");
+  function enlarge(i) {
+    if (i < 0 || !thumbnail(i)) return;
+    const name = fileName(paths[i]);
+    $("viewer-name").textContent = name;
+    $("viewer-facts").textContent = [flagged(i) ? "flagged" : "not flagged", `score ${number(scores[i])}`,
+      ...(calibrated ? [`p-value ${number(pValue(scores[i]))}`] : []), `rank ${i + 1} of ${count}`].join(" · ");
+    pane($("viewer-input"), i, [[0, `input of ${name}`], [2, `anomaly map of ${name}`]]);
+    pane($("viewer-nearest"), i, [[1, `nearest normal image to ${name}`]]);
+    setOpacity();
+    if (!viewer.open) viewer.showModal();
+  }
+  const setOpacity = () => { $("viewer-input").lastChild.style.opacity = String($("opacity").value / 100); };
+  $("opacity").addEventListener("input", setOpacity);
+  $("viewer-close").addEventListener("click", () => viewer.close());
+  viewer.addEventListener("click", (event) => { if (event.target === viewer) viewer.close(); }); // beside it
+
   function choose(i, scroll) {
     chosen = i;
+    if (scroll) openPanel(true);
     for (const node of nodes.values()) node.setAttribute("aria-selected", String(+node.dataset.rank === i));
-    $("panes").replaceChildren(...(thumbnail(i) ? ["input", "nearest normal", "anomaly map"] : []).map((name) =>
-      el("figure", {}, el("div", { class: "pane" }, picture(i, { alt: `${name} of ${fileName(paths[i])}` }, true)), el("figcaption", {}, name))));
+    $("panes").replaceChildren(...(thumbnail(i) ? PARTS : []).map((name, part) => {
+      const button = el("button", { type: "button", class: "pane", title: "Enlarge" });
+      button.addEventListener("click", () => enlarge(chosen));
+      return el("figure", {}, pane(button, i, [[part, `${name} of ${fileName(paths[i])}`]]), el("figcaption", {}, name));
+    }));
     describe();
     const position = shown.indexOf(i);
     if (scroll && position >= 0) {
@@ -523,6 +627,7 @@
       else if (top < bar) window.scrollBy(0, top - bar);
       else if (top + rowHeight > window.innerHeight) window.scrollBy(0, top + rowHeight - window.innerHeight);
     }
+    if (viewer.open) enlarge(i);
     render(false);
     histogram.draw();
     mini.draw();
@@ -545,9 +650,19 @@
     if (by === undefined) return;
     event.preventDefault();
     step(by);
+    if (event.key === "Enter") enlarge(chosen);
   });
-  $("previous").addEventListener("click", () => step(-1));
-  $("next").addEventListener("click", () => step(1));
+  for (const [id, by] of [["previous", -1], ["viewer-previous", -1], ["next", 1], ["viewer-next", 1]])
+    $(id).addEventListener("click", () => step(by));
+  $("close").addEventListener("click", () => openPanel(false));
+  // Left and right lead through the images from wherever these keys have no other meaning.
+  document.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by || event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    if (event.target.closest("input, select, textarea, pre, .scroll")) return;
+    event.preventDefault();
+    step(by);
+  });
   for (const id of ["sort", "show", "kind"]) $(id).addEventListener("change", filter);
   $("search").addEventListener("input", filter);
   $("save").addEventListener("click", () => {
@@ -578,4 +693,5 @@
   filter();
   setThreshold(start);
   if (count) choose(0);
+  openPanel(count > 0 && !window.matchMedia("(max-width: 1000px)").matches);
 })();

@@ -1,0 +1,88 @@
+"""The quick views of a model, and the backbone that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from pad.backbones.timm_model import TimmBackbone
+from pad.errors import PadError, did_you_mean
+from pad.views.base import View
+from pad.views.features import Features, features_of
+from pad.views.middle import Middle
+from pad.views.parts import Parts
+from pad.views.whole import Whole
+
+QUICK_VIEWS = ("whole", "middle", "parts")
+
+
+class QuickViews(nn.Module):
+    """Views of features, by name. All of them see a picture through one pass of one backbone.
+
+    Args:
+        names: among QUICK_VIEWS.
+        backbone: what they see through. It is not part of the state that is saved.
+
+    Raises:
+        PadError: an unknown view.
+    """
+
+    def __init__(self, names: Iterable[str], backbone: TimmBackbone) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self._backbone = [backbone]  # in a list, so that it is no sub-module
+        with torch.no_grad():
+            shape = features_of(backbone(torch.zeros(1, 3, backbone.side, backbone.side)))
+        self.views = nn.ModuleDict({name: _build(name, shape) for name in self.names})
+
+    @property
+    def backbone(self) -> TimmBackbone:
+        return self._backbone[0]
+
+    def of(self, name: str) -> View:
+        return cast(View, self.views[name])
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Features:
+        """Of images (n, 1 or 3, side, side) in [-1, 1], on the CPU."""
+        seen = features_of(self.backbone(x.to(self.backbone.mean.device)))
+        return Features([layer.cpu() for layer in seen.deep], seen.middle.cpu(), seen.local.cpu())
+
+    @torch.no_grad()
+    def fit(self, normal: Features) -> QuickViews:
+        """From the features of n >= 2 normal images."""
+        for name in self.names:
+            self.of(name).fit(normal)
+        return self
+
+    @torch.no_grad()
+    def scores(self, features: Features) -> Tensor:
+        """(n, views) float32, in the order of `names`; higher is more anomalous."""
+        return torch.stack([self.of(name).score(features).float() for name in self.names], 1)
+
+    @torch.no_grad()
+    def map(self, features: Features) -> Tensor:
+        """Where a picture differs from what is normal there, (n, g, g) float32 >= 0; zero without *parts*."""
+        if "parts" not in self.names:
+            return torch.zeros(len(features), 1, 1)
+        return cast(Parts, self.views["parts"]).map(features)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the state of `state_dict`, whatever the number of directions of its Gaussians."""
+        for name, module in self.named_modules():
+            if hasattr(module, "make_room") and f"{name}.variances" in state:
+                module.make_room(len(state[f"{name}.variances"]))
+        self.load_state_dict(dict(state))
+
+
+def _build(name: str, shape: Features) -> nn.Module:
+    if name == "whole":
+        return Whole([layer.shape[1] for layer in shape.deep])
+    if name == "middle":
+        return Middle(shape.middle.shape[1])
+    if name == "parts":
+        return Parts(shape.local.shape[1], shape.local.shape[3])
+    raise PadError(f"setting 'views': there is no view '{name}'{did_you_mean(name, QUICK_VIEWS)}")

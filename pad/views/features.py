@@ -1,0 +1,54 @@
+"""What the views see of an image: features of a frozen backbone, computed once for all of them.
+
+Every feature vector is divided by its own length, so that contrast and strength of a picture matter little.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pad.backbones.timm_model import Seen
+
+GRID = 20  # places a side, at most
+
+
+class Features(NamedTuple):
+    """Of n images; every vector has unit length (`local` and `middle`: in each of its layers)."""
+
+    deep: list[Tensor]  # (n, c) of each deep layer, float32
+    middle: Tensor  # (n, c), the local layers averaged over places, side by side, float32
+    local: Tensor  # (n, g, g, c), the local layers place by place, side by side, float16
+
+    def __len__(self) -> int:  # of images, not of fields
+        return len(self.middle)
+
+    def take(self, indices: Tensor) -> Features:
+        """Of some of the images, by their indices or a mask."""
+        return Features([d[indices] for d in self.deep], self.middle[indices], self.local[indices])
+
+
+def features_of(seen: Seen) -> Features:
+    """The features of what a backbone has seen."""
+    deep = [F.normalize(layer.float()) for layer in seen.deep]
+    middle = [F.normalize(layer.float().mean((2, 3))) for layer in seen.local]
+    side = min(GRID, seen.local[0].shape[-1])
+    local = [F.normalize(_at_side(layer.float(), side)) for layer in seen.local]
+    places = torch.cat(local, 1).permute(0, 2, 3, 1).half()
+    return Features(deep, torch.cat(middle, 1), places.contiguous())
+
+
+def _at_side(layer: Tensor, side: int) -> Tensor:
+    """A feature map (n, c, h, w) at `side` x `side` places."""
+    if layer.shape[-1] > side:
+        return F.adaptive_avg_pool2d(layer, side)
+    return F.interpolate(layer, size=(side, side), mode="bilinear")
+
+
+def joined(parts: list[Features]) -> Features:
+    """The features of several batches as those of one."""
+    deep = [torch.cat(layers) for layers in zip(*(p.deep for p in parts), strict=True)]
+    return Features(deep, torch.cat([p.middle for p in parts]), torch.cat([p.local for p in parts]))

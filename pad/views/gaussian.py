@@ -1,0 +1,88 @@
+"""A Gaussian of few numbers: its first principal directions in full, one variance for all others.
+
+    d²(x) = Σₖ ((x − m)·vₖ)² / λₖ + (|x − m|² − Σₖ ((x − m)·vₖ)²) / λ₀
+
+m, vₖ and λₖ are mean, eigenvectors and eigenvalues of the Ledoit-Wolf covariance (Ledoit and Wolf, 2004),
+which
+is well-conditioned from two samples on; λ₀ is the mean of the eigenvalues that are left out, as in
+probabilistic PCA (Tipping and Bishop, 1999). 128 directions of 1,280 tell as much as all of them, in a tenth
+of
+the room.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+DIRECTIONS = 128
+_LEAST_VARIANCE = 1e-9  # of features of unit length
+
+
+class Gaussian(nn.Module):
+    """A multivariate normal distribution, low rank plus isotropic.
+
+    Args:
+        features: their number c.
+        directions: at most so many principal directions are kept.
+    """
+
+    mean: Tensor  # (c,)
+    directions: Tensor  # (k, c), orthonormal, half precision
+    variances: Tensor  # (k,)
+    rest: Tensor  # (), the variance in every other direction
+
+    def __init__(self, features: int, directions: int = DIRECTIONS) -> None:
+        super().__init__()
+        self.most_directions = directions
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("directions", torch.zeros(0, features, dtype=torch.float16))
+        self.register_buffer("variances", torch.zeros(0))
+        self.register_buffer("rest", torch.ones(()))
+
+    def make_room(self, directions: int) -> None:
+        """For so many directions, before a saved state is loaded."""
+        self.directions = self.directions.new_zeros(directions, len(self.mean))
+        self.variances = self.variances.new_zeros(directions)
+
+    def fit(self, x: Tensor) -> Gaussian:
+        """From n >= 2 samples (n, c)."""
+        from sklearn.covariance import ledoit_wolf_shrinkage
+
+        self.mean = x.mean(0)
+        centred = (x - self.mean).double()
+        n, c = centred.shape
+        shrinkage = float(ledoit_wolf_shrinkage(centred.numpy(), assume_centered=True))
+        mean_variance = float(centred.square().sum() / (n * c))
+        k = min(self.most_directions, n - 1, c - 1)
+        eigenvalues, vectors = _principal(centred, k)
+        left_over = (mean_variance * c - float(eigenvalues.sum())) / (c - k)
+
+        def shrunk(variance: Tensor | float) -> Tensor | float:
+            return (1 - shrinkage) * variance + shrinkage * mean_variance + _LEAST_VARIANCE
+
+        self.directions = vectors.half()
+        self.variances = torch.as_tensor(shrunk(eigenvalues)).float()
+        self.rest = torch.tensor(shrunk(max(0.0, left_over)), dtype=torch.float32)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The squared Mahalanobis distance of samples (n, c), (n,)."""
+        centred = x.float() - self.mean
+        along = centred @ self.directions.float().T
+        beside = (centred.square().sum(1) - along.square().sum(1)).clamp_min(0)
+        return (along.square() / self.variances).sum(1) + beside / self.rest
+
+
+def _principal(centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues of the covariance of samples (n, c) with mean 0, (k,), and their
+    eigenvectors,
+    (k, c), orthonormal; by way of the smaller of the two matrices X Xᵀ and Xᵀ X."""
+    n, c = centred.shape
+    if n >= c:
+        eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred / n)
+        return eigenvalues[c - k :], vectors[:, c - k :].T
+    eigenvalues, mixtures = torch.linalg.eigh(centred @ centred.T / n)
+    eigenvalues, mixtures = eigenvalues[n - k :].clamp_min(0), mixtures[:, n - k :]
+    vectors = (centred.T @ mixtures) / (n * eigenvalues).sqrt().clamp_min(1e-12)
+    return eigenvalues, vectors.T
