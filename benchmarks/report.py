@@ -21,8 +21,8 @@ from scipy.ndimage import gaussian_filter
 
 from pad.config import Config
 from pad.judging.calibration import Calibration
+from pad.judging.map_scale import MapScale
 from pad.judging.summary import make_row, summarize
-from pad.showing.explanation import MapScale
 from pad.showing.report import ReportWriter
 
 

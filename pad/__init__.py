@@ -12,9 +12,9 @@ _HOME = {
     "Detector": "pad.detector",
     "PadError": "pad.errors",
     "PadWarning": "pad.errors",
-    "fit": "pad.detector",
+    "fit": "pad.api",
     "list_models": "pad.store.hub",
-    "load": "pad.detector",
+    "load": "pad.api",
 }
 
 

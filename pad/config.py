@@ -20,6 +20,7 @@ SIMILARITIES = ("relative-perceptual-l1", "l1", "l2", "ssim", "lpips")
 BACKBONES = ("vgg16-st", "vgg16", "vgg19")
 BATCH_SIZE = 128  # images scored at a time, divided among the lanes of a CPU (pad/devices.py)
 MOST_BATCH = 1 << 14  # images in a batch: more is a slip, or means to exhaust the memory
+VIEWS = ("generator", "whole", "middle", "parts")
 MOST_SEEN = 1024  # side of the images that a backbone sees, in pixels
 SCORING_SETTINGS = (  # they touch the score alone: training is the same whatever they are
     "feature_weights",
@@ -55,6 +56,15 @@ class Config:
     channels: int = 1  # 1 (grey) or 3 (colour)
     crop: int | None = None  # side of the centre crop taken before resizing, in pixels of the source
     fit: str = "crop"  # a picture that is not square: "crop" its centre, or "stretch" it
+
+    input_size: int | None = None  # side at which pictures are read, where views want more than `size`
+
+    # Views: ways of looking at an image, each a score of its own; several are fused (pad/judging/fusion.py)
+    views: tuple[str, ...] = ("generator",)  # of "generator", "whole", "middle", "parts"
+    view_backbone: str = "efficientnet-lite2"  # or timm:MODEL
+    view_backbone_weights: str | None = None  # a local file instead of a download (timm:MODEL)
+    view_size: int = 160  # side of the images that the quick views see, in pixels
+    keep_normals: int = 0  # small normal images kept in the model, to show the nearest one; 0: none
 
     # Networks (Table 2 of the paper's supplement): channels from the input of each network to its output
     latent_dim: int = 32
@@ -121,6 +131,21 @@ class Config:
     def __post_init__(self) -> None:
         check(self)
 
+    @property
+    def input_side(self) -> int:
+        """The side of the square images that a detector takes, in pixels."""
+        return self.input_size or self.size
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether there is an encoder and a generator: they are asked for, and trained."""
+        return "generator" in self.views and self.steps > 0
+
+    @property
+    def quick_views(self) -> tuple[str, ...]:
+        """The views that are fitted in seconds."""
+        return tuple(view for view in self.views if view != "generator")
+
     def replace(self, **changes: Any) -> Config:
         """A copy with some values changed. Raises PadError for unknown keys or unusable values."""
         return from_mapping({**to_mapping(self), **changes})
@@ -158,6 +183,8 @@ def _convert(key: str, value: Any, hint: str, where: str) -> Any:
         raise fail
     if "tuple" in hint:
         items = value if isinstance(value, list | tuple) else [value]
+        if "str" in hint:
+            return tuple(str(item) for item in items)
         convert = _whole if "int" in hint else _number
         return tuple(convert(item, fail) for item in items)
     if "Mapping" in hint:
@@ -204,6 +231,7 @@ _EXPECTED = {
     "<class 'float'>": "a number",
     "<class 'bool'>": "true or false",
     "tuple[int, ...]": "a list of whole numbers, such as [32, 32, 32, 32]",
+    "tuple[str, ...]": "a list of names, such as [whole, parts]",
     "tuple[float, float]": "a pair of numbers, such as [0.5, 0.99]",
     "collections.abc.Mapping[str, float]": "a layer name, a list of them, or layer: weight",
 }
@@ -237,10 +265,18 @@ def check(config: Config) -> None:
     for key, most in (
         ("latent_dim", 1 << 14),
         ("batch_size", MOST_BATCH),
-        ("steps", 10**9),
         ("n_critic", 1000),
     ):
         need(1 <= getattr(config, key) <= most, key, f"a whole number of at least 1, at most {most:,}")
+    least_steps = 0 if config.quick_views else 1
+    need(least_steps <= config.steps <= 10**9, "steps",
+         f"a whole number of at least {least_steps}, at most {10**9:,}")  # fmt: skip
+    distinct = set(config.views) <= set(VIEWS) and len(set(config.views)) == len(config.views)
+    need(bool(config.views) and distinct, "views", f"a list of {', '.join(VIEWS)}")
+    need(32 <= config.view_size <= MOST_SEEN, "view_size", f"a side from 32 to {MOST_SEEN} pixels")
+    need(config.input_size is None or size <= config.input_size <= MOST_SEEN, "input_size",
+         f"null, or a side from {size} to {MOST_SEEN} pixels")  # fmt: skip
+    need(0 <= config.keep_normals <= 1024, "keep_normals", "a whole number from 0 to 1,024")
     for key, most in (("refine_steps", 1000), ("residual_components", 1 << 16), ("augment_shift", size),
                       ("seed", 2**63 - 2)):  # fmt: skip
         need(0 <= getattr(config, key) <= most, key, f"a whole number from 0 to {most:,}")

@@ -1,33 +1,36 @@
-"""The detector: A(x) = rho(x, G(E(x))), higher is more anomalous (arXiv:1909.05904, section 3.2); rho weighs
-features by how well normal images are reconstructed there (pad/similarity/relative.py), unless the recipe
-says not to.
+"""The detector: an image is looked at by one view or several, their scores are fused, and calibrated as one.
 
-`pad.load(MODEL)` gives one that is trained, `pad.fit(images)` trains one.
+The views are the generator's A(x) = rho(x, G(E(x))) (pad/views/generator.py) and quick ones of deep features
+(pad/views/). `pad.load(MODEL)` gives a detector that is trained, `pad.fit(images)` trains one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
+from torch.nn import functional as F
 
 from pad.config import BATCH_SIZE, Config, to_mapping
-from pad.devices import cast_similarity, in_parallel, lanes, pick_device, pick_precision, to_device
+from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, warn
-from pad.images.identity import Hashes, pack, unpack
+from pad.images.identity import NO_HASHES, Hashes, joined, pack, unpack
 from pad.images.ranges import warn_of_unit_range
+from pad.images.resize import at_side
 from pad.judging.calibration import Calibration
+from pad.judging.fusion import Fusion
 from pad.networks import build_networks
 from pad.similarity.build import Similarity, build_similarity
 from pad.similarity.relative import RelativePerceptualL1
+from pad.views.features import Features
+from pad.views.generator import GeneratorView, smooth
+from pad.views.quick import QuickViews, build_quick
 
 if TYPE_CHECKING:
     from pad.showing.explanation import Explanation
@@ -36,68 +39,97 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-_TRAINED_ON = "trained_on"  # in calibration.json, under "extra"
+_NOT_OF_THE_CARD = ("format", "recipe", "backbone", "view_backbone")  # in config.yaml
+MAP_SIDE = 64  # pixels of the maps that the quick views make
+_PLACED = 32  # numbers that place an image in a map of images, where there is no latent
 
 
 class Examined(NamedTuple):
     """All that the detector says of a batch of n images, float32 on the CPU."""
 
     scores: Tensor  # (n,), higher is more anomalous
-    nearest: Tensor  # (n, channels, size, size) in [-1, 1]: the nearest images that the generator can make
-    maps: Tensor  # (n, size, size) >= 0: where they differ; the mean over the pixels is the score
-    latents: Tensor  # (n, d * r * r): E(x)
+    nearest: Tensor  # (n, channels, s, s) in [-1, 1]: the nearest image that is normal
+    maps: Tensor  # (n, s, s) >= 0: where they differ from what is normal
+    latents: Tensor  # (n, d * r * r): E(x); without a generator, where the image lies among deep features
+    views: Tensor  # (n, v): the score in each view, in the order of `Detector.views`
 
 
 class Detector:
-    """Scores images by how far they lie from the nearest image that the generator can make.
+    """Scores images by how unusual they look in any of its views.
 
     Attributes:
         config: the recipe it was trained by.
+        generator: the view of encoder and generator, or None.
+        quick: the views of deep features, or None.
+        fusion: how the views' scores make one; None with a single view, and before anything is calibrated.
         calibration: the scores of held-out normal images, or None.
         card: where it comes from: versions, data, training (plain types).
         device: where it computes.
-        trained_on: hashes of the images that it was trained on (pad/images/identity.py), or None where that
-            is not known: models made by an older version do not say.
+        trained_on: hashes of the images that its generator was trained on (pad/images/identity.py), or None
+            where that is not known: models made by an older version do not say.
+        fitted_on: hashes of the images that its quick views were fitted on.
     """
 
     def __init__(
         self,
         config: Config,
-        networks: nn.ModuleDict,
-        similarity: Similarity,
+        generator: GeneratorView | None,
+        quick: QuickViews | None,
         device: torch.device,
         calibration: Calibration | None = None,
         card: Mapping[str, Any] | None = None,
         trained_on: Hashes | None = None,
+        fusion: Fusion | None = None,
+        fitted_on: Hashes = NO_HASHES,
     ) -> None:
+        if generator is None and quick is None:
+            raise PadError("setting 'views': a model needs a view; with --steps 0, one besides the generator")
         self.config, self.device, self.calibration = config, device, calibration
         self.card: dict[str, Any] = dict(card or {})
-        self.trained_on = trained_on
+        self.trained_on, self.fitted_on, self.fusion = trained_on, fitted_on, fusion
+        self.generator, self.quick = generator, quick
         self.dtype = pick_precision(config.precision, device)
-        self.networks = to_device(networks, device)
-        self.networks.requires_grad_(False).eval()
-        self.similarity = similarity.to(device)
-        cast_similarity(self.similarity, self.dtype)
+        if quick is not None:
+            quick.backbone.to(device).to(memory_format=torch.channels_last)
 
-    # Batches of tensors (n, channels, size, size) in [-1, 1]
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The names of its views, the generator's first."""
+        return (("generator",) if self.generator else ()) + (self.quick.names if self.quick else ())
+
+    # Batches of tensors (n, channels, input_side, input_side) in [-1, 1]
 
     def encode(self, x: Tensor) -> Tensor:
-        """E(x), (n, d * r * r) float32 on the CPU: near N(0, I) for normal images."""
-        with torch.no_grad(), self._autocast():
-            return self.networks["encoder"](x.to(self.device)).float().flatten(1).cpu()
+        """E(x), (n, d * r * r) float32 on the CPU: near N(0, I) for normal images; without a generator, where
+        an image lies along the first directions of its deep features."""
+        if self.generator is not None:
+            return self.generator.encode(self.for_generator(x))
+        assert self.quick is not None
+        return self._placed(self._features(x))
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The nearest normal image that the generator can make, (n, channels, size, size) in [-1, 1]."""
-        return self._nearest(x.to(self.device))[1].clamp(-1, 1).cpu()
+        """The nearest normal image that the generator can make, (n, channels, size, size) in [-1, 1].
+
+        Raises PadError if there is no generator."""
+        if self.generator is None:
+            raise PadError("the model has no generator: train one with --steps")
+        return self.generator.reconstruct(self.for_generator(x))
+
+    def score_views(self, x: Tensor) -> Tensor:
+        """The score in each view, (n, v) float32 on the CPU."""
+        columns = []
+        if self.generator is not None:
+            columns.append(self.generator.score(self.for_generator(x))[:, None])
+        if self.quick is not None:
+            columns.append(self.quick.scores(self._features(x)))
+        return torch.cat(columns, 1)
 
     def score_batch(self, x: Tensor) -> Tensor:
         """A(x), (n,) float32 on the CPU."""
-        reference, nearest, _ = self._nearest(x.to(self.device))
-        with torch.no_grad(), self._autocast():
-            return self.similarity.compare(reference, nearest).float().cpu()
+        return self._fused(self.score_views(x))
 
     def anomaly_map(self, x: Tensor) -> Tensor:
-        """Where the image differs, (n, size, size) float32 >= 0; the mean over its pixels is the score.
+        """Where the image differs, (n, s, s) float32 >= 0: by *parts*, else by the generator.
 
         It is smoothed over a sixteenth of the image: what matters is the region, not the sharpest pixel.
         """
@@ -105,88 +137,75 @@ class Detector:
 
     def examine(self, x: Tensor) -> Examined:
         """Scores, nearest normal images, anomaly maps and latents in one go, the same as one by one."""
-        x = x.to(self.device)
-        reference, nearest, latents = self._nearest(x)
-        with torch.no_grad(), self._autocast():
-            scores = self.similarity.compare(reference, nearest).float().cpu()
-            maps = self.similarity.map(x, nearest.clamp(-1, 1)).float().cpu()
-        # What a map says is where; how much is said by the score.
-        maps = maps * (scores / maps.mean((1, 2)).clamp_min(1e-12))[:, None, None]
-        maps = smooth(maps, self.config.size / 16)
-        return Examined(scores, nearest.clamp(-1, 1).cpu(), maps, latents.flatten(1).cpu())
+        columns, compared = [], None
+        if self.generator is not None:
+            compared = self.generator.compare(self.for_generator(x))
+            columns.append(compared.scores[:, None])
+        if self.quick is not None:
+            features = self._features(x)
+            columns.append(self.quick.scores(features))
+        views = torch.cat(columns, 1)
+        scores = self._fused(views) if self.fusion or len(self.views) == 1 else views[:, 0]
+        nearest = compared.nearest if compared else self._nearest_kept(x, features)
+        latents = compared.latents if compared else self._placed(features)
+        if compared is not None and (self.quick is None or "parts" not in self.quick.names):
+            maps = compared.maps
+        else:
+            maps = self.quick_maps(features)
+        return Examined(scores, nearest, maps, latents, views)
 
-    def _nearest(self, x: Tensor) -> tuple[Any, Tensor, Tensor]:
-        """What the similarity needs of x; G(z) for z = E(x), drawn into the prior, and refined if the recipe
-        says so; and E(x)."""
-        with torch.no_grad(), self._autocast():
-            reference = self.similarity.prepare(x)
-            latents = self.networks["encoder"](x).float()
-        z = self._within_prior(latents)
-        z = self._refine(reference, z) if self.config.refine_steps else z
-        with torch.no_grad(), self._autocast():
-            return reference, self.networks["generator"](z).float(), latents
+    def for_generator(self, x: Tensor) -> Tensor:
+        """Images at the size of the networks."""
+        return at_side(x, self.config.size)
 
-    def _within_prior(self, z: Tensor) -> Tensor:
-        """z, or the closest point to it in the ball that holds `prior_mass` of N(0, I).
+    def _features(self, x: Tensor) -> Features:
+        assert self.quick is not None
+        with self._autocast():
+            return self.quick.features(at_side(x.to(self.device), self.quick.backbone.side))
 
-        Of an image unlike anything normal, E(x) lies far outside, where G has never been and makes shapeless
-        blots; from the edge of the ball it still makes the most similar image of the normal kind.
-        """
-        from scipy.special import gammaincinv
+    def features(self, x: Tensor) -> Features:
+        """What the quick views see of images. Raises PadError if there are none."""
+        if self.quick is None:
+            raise PadError("the model has no views of features")
+        return self._features(x)
 
-        dimensions = z[0].numel()  # |z|^2 is chi-squared with so many degrees of freedom
-        radius = (2 * float(gammaincinv(dimensions / 2, self.config.prior_mass))) ** 0.5
-        length = z.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
-        return z * (radius / length).clamp_max(1)
+    def quick_maps(self, features: Features) -> Tensor:
+        """Where images differ from what is normal there, (n, s, s) float32 >= 0, s = MAP_SIDE."""
+        assert self.quick is not None
+        maps = F.interpolate(self.quick.map(features)[:, None], size=(MAP_SIDE, MAP_SIDE), mode="bilinear")
+        return smooth(maps[:, 0], MAP_SIDE / 32)
 
-    def _refine(self, reference: Any, z: Tensor) -> Tensor:
-        """Gradient steps on z from E(x) towards the closest generated image, argmin_z rho(x, G(z)); after
-        each z is drawn into the prior again."""
-        z = z.clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([z], lr=self.config.refine_rate)
-        for _ in range(self.config.refine_steps):
-            with torch.enable_grad(), self._autocast():
-                # A sum, and Adam is elementwise: each image goes its own way whatever its batch.
-                distance = self.similarity.compare(reference, self.networks["generator"](z).float()).sum()
-            (z.grad,) = torch.autograd.grad(distance, z)
-            optimizer.step()
-            with torch.no_grad():
-                z.copy_(self._within_prior(z))
-        return z.detach()
+    def _placed(self, features: Features) -> Tensor:
+        assert self.quick is not None
+        return self.quick.placed(features)[:, :_PLACED]
+
+    def _nearest_kept(self, x: Tensor, features: Features) -> Tensor:
+        assert self.quick is not None
+        if len(self.quick.kept):
+            return self.quick.kept.nearest(features)
+        return torch.zeros_like(at_side(x.cpu(), min(MAP_SIDE, x.shape[-1])))
+
+    def _fused(self, views: Tensor) -> Tensor:
+        """(n,) of (n, v)."""
+        if views.shape[1] == 1:
+            return views[:, 0]
+        if self.fusion is None:
+            raise PadError("its views are not calibrated; `pad calibrate MODEL NORMAL_IMAGES` does it")
+        return torch.from_numpy(self.fusion.fuse(views.numpy()))
 
     def scoring_by(self, config: Config) -> Detector:
         """The same networks under a recipe that differs in SCORING_SETTINGS at most (pad/config.py): what it
         knows of errors on normal images, and the calibration, are to be had anew."""
-        similarity = build_similarity(config)
-        if isinstance(similarity, RelativePerceptualL1):
-            assert isinstance(self.similarity, RelativePerceptualL1)
-            similarity.take_statistics(self.similarity)
+        generator = None
+        if self.generator is not None:
+            similarity = build_similarity(config)
+            if isinstance(similarity, RelativePerceptualL1):
+                assert isinstance(self.generator.similarity, RelativePerceptualL1)
+                similarity.take_statistics(self.generator.similarity)
+            generator = GeneratorView(config, self.generator.networks, similarity, self.device)
         return Detector(
-            config, self.networks, similarity, self.device, card=self.card, trained_on=self.trained_on
+            config, generator, self.quick, self.device, None, self.card, self.trained_on, None, self.fitted_on
         )
-
-    def fit_residuals(self, batches: Iterable[Tensor], known: Detector | None = None) -> None:
-        """Sets what the score takes into account of errors on normal images (which channels count, the
-        weights of the features, and the components that do not count) from batches of the images that were
-        trained on; to be done before `calibrate`. Where the recipe wants none of it, or its similarity has no
-        features, it does nothing.
-
-        known: a detector of the same recipe whose components are kept: the one that was fine-tuned.
-        """
-        config = self.config
-        wanted = config.feature_weights or config.residual_components or config.feature_channels < 1
-        if not wanted or not isinstance(self.similarity, RelativePerceptualL1):
-            return
-        self.similarity.choose_channels()
-
-        def differences(similarity: RelativePerceptualL1) -> Iterator[list[Tensor]]:
-            for x in batches:
-                reference, nearest, _ = self._nearest(x.to(self.device))
-                with torch.no_grad(), self._autocast():
-                    yield similarity.differences(reference, nearest)
-
-        kept = known.similarity if known and isinstance(known.similarity, RelativePerceptualL1) else None
-        self.similarity.fit_residuals(differences(self.similarity), kept)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -209,6 +228,16 @@ class Detector:
         warn_of_unit_range(images)
         scores = [scores.numpy() for scores in self._each_batch(self.score_batch, images)]
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
+
+    def view_p_values(self, images: Any) -> dict[str, np.ndarray]:
+        """How often a normal image looks at least as unusual, in each view by itself: name -> (n,) float64.
+
+        Raises PadError if the model has no calibration, or an image cannot be read.
+        """
+        warn_of_unit_range(images)
+        batches = [views.numpy() for views in self._each_batch(self.score_views, images)]
+        scores = np.concatenate(batches) if batches else np.empty((0, len(self.views)), np.float32)
+        return self._calibrated().view_p_values(self.views, scores)
 
     def p_values(self, images: Any) -> np.ndarray:
         """Conformal p-values, (n,) float64 in (0, 1]: how often a normal image scores at least as high.
@@ -234,16 +263,37 @@ class Detector:
 
         Raises PadError if an image cannot be read. Warns as `score` and `predict` do.
         """
-        from pad.showing.explanation import explain_images
-
         warn_of_unit_range(images)
         if self.calibration is not None:
             _warn_if_nothing_can_be_flagged(self.calibration, fpr, confidence)
-        return list(explain_images(self, images, fpr, confidence))
+        return list(self._explanations(images, fpr, confidence))
 
-    def trained_among(self, images: Any) -> np.ndarray:
-        """Which of some images the model was trained on, (n,) bool: the same pictures, whatever their names,
-        order or (lossless) file format; all False where the model does not know.
+    def _explanations(self, images: Any, fpr: float, confidence: float | None) -> Iterator[Explanation]:
+        """One after the other, in flat memory."""
+        from pad.images.decode import batch_tensor
+        from pad.judging.map_scale import scale_of
+        from pad.judging.rows import make_row
+        from pad.showing.explanation import BATCH_SIZE as SHOWN_AT_ONCE
+        from pad.showing.explanation import make_explanation, pictures_of
+
+        config, scale = self.config, scale_of(self.calibration)
+        iterator = pictures_of(images)
+        while chunk := list(islice(iterator, SHOWN_AT_ONCE)):
+            examined = self.examine(batch_tensor([given for _, given in chunk], config))
+            for (picture, given), score, nearest, anomaly_map in zip(
+                chunk, examined.scores.tolist(), examined.nearest, examined.maps, strict=True
+            ):
+                # Tensors come prepared: the recipe's crop is already behind them.
+                seen = config.replace(crop=None) if hasattr(given, "detach") else config
+                row = make_row("", score, self.calibration, fpr, confidence=confidence)
+                yield make_explanation(
+                    picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale
+                )
+
+    def trained_among(self, images: Any, views: bool = True) -> np.ndarray:
+        """Which of some images the model was trained or fitted on, (n,) bool: the same pictures, whatever
+        their names, order or (lossless) file format; all False where the model does not know.
+        Without `views`, those that its quick views were fitted on do not count.
 
         Raises PadError for what are no images (see `fit`).
         """
@@ -254,46 +304,72 @@ class Detector:
             images = torch.from_numpy(images)
         single = isinstance(images, str | Path) or not hasattr(images, "__len__")
         images = as_image_set([images] if single else images)
-        if self.trained_on is None:
-            return np.zeros(len(images), bool)
-        return np.isin(hashes_of(images), self.trained_on)
+        trained = NO_HASHES if self.trained_on is None else self.trained_on
+        known = joined(trained, self.fitted_on) if views else trained
+        return np.isin(hashes_of(images), known) if len(known) else np.zeros(len(images), bool)
 
     def calibrate(
-        self, images: Any, extra: Mapping[str, Any] | None = None, allow_trained: bool = False
+        self,
+        images: Any,
+        extra: Mapping[str, Any] | None = None,
+        allow_trained: bool = False,
+        quick_scores: np.ndarray | None = None,
     ) -> Calibration:
-        """Sets the calibration from normal images that were not trained on; with it the scale of anomaly
-        maps, and some latents, from which fine-tuning can replay what is normal (pad/learning/replay.py).
+        """Sets the calibration from normal images that were not trained on; with it how views are fused, the
+        scale of anomaly maps, and some latents, from which fine-tuning can replay what is normal
+        (pad/latents.py).
+
+        quick_scores: of the same images in the quick views, (n, v), by fits that did not see them, where
+            these views were fitted on the images as well (pad/learning/cross_fit.py).
 
         Raises PadError if an image cannot be read, or if the model was trained on one: such images score
         too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the
         same. Warns as `score` does.
         """
-        from pad.learning.replay import kept_latents
-        from pad.showing.explanation import MapScale
+        from pad.judging.map_scale import MapScale
 
         warn_of_unit_range(images)
         extra = dict(extra or {})
         if self.trained_on is not None:
             images = images if hasattr(images, "__len__") else list(images)
-            seen = int(self.trained_among(images).sum())
+            seen = int(self.trained_among(images, views=quick_scores is None).sum())
             if seen and not allow_trained:
                 message = trained_message(seen, len(images))
                 raise PadError(f"{message}; leave them out, or say allow_trained=True")
             extra |= {"trained_images": seen} if seen else {}
-        scores: list[Tensor] = []
+        views: list[Tensor] = []
         latents: list[Tensor] = []
 
         def maps() -> Iterator[np.ndarray]:
             for examined in self._each_batch(self.examine, images):
-                scores.append(examined.scores)
+                views.append(examined.views)
                 latents.append(examined.latents)
                 yield from examined.maps.numpy()
 
-        scale = MapScale.from_maps(maps())
-        all_scores = torch.cat(scores)
-        kept = kept_latents(torch.cat(latents), all_scores)
-        measured = {"map_scale": scale.to_dict(), "replay": kept, **extra}
-        self.calibration = Calibration(all_scores.double().numpy(), measured)
+        extra["map_scale"] = MapScale.from_maps(maps()).to_dict()
+        scores = torch.cat(views).numpy()
+        if quick_scores is not None:
+            scores[:, len(self.views) - quick_scores.shape[1] :] = quick_scores
+        return self.calibrate_on(scores, torch.cat(latents), extra)
+
+    def calibrate_on(
+        self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any]
+    ) -> Calibration:
+        """Sets fusion and calibration from the scores (n, v) of normal images in each view, and their
+        latents."""
+        from pad.latents import kept_latents
+
+        measured: dict[str, Any] = dict(extra)
+        self.fusion = Fusion.fit(self.views, views) if len(self.views) > 1 else None
+        scores = self._fused(torch.from_numpy(views))
+        if len(self.views) > 1:
+            measured["views"] = {
+                name: [float(f"{value:.9g}") for value in np.sort(column)]
+                for name, column in zip(self.views, views.T, strict=True)
+            }
+        if self.generator is not None and latents is not None:
+            measured["replay"] = kept_latents(latents, scores)
+        self.calibration = Calibration(scores.double().numpy(), measured)
         return self.calibration
 
     def _calibrated(self) -> Calibration:
@@ -340,13 +416,22 @@ class Detector:
         from pad.showing.model_card import model_card
         from pad.store.model_folder import write_model
 
-        tensors = {**self.networks.state_dict(), **_statistics(self.similarity)}
+        tensors: dict[str, Tensor] = {}
+        if self.generator is not None:
+            tensors |= {**self.generator.networks.state_dict(), **_statistics(self.generator.similarity)}
+        if self.quick is not None:
+            tensors |= {f"views.{key}": value for key, value in self.quick.state_dict().items()}
+        if self.fusion is not None:
+            tensors["fusion.mean"] = torch.from_numpy(self.fusion.mean)
+            tensors["fusion.deviation"] = torch.from_numpy(self.fusion.deviation)
         # The path of a weights file means nothing on another machine; the fingerprint says which it was.
-        recipe = {**to_mapping(self.config), "backbone_weights": None}
-        config = {"recipe": recipe, "backbone": _backbone_card(self.similarity, self.config), **self.card}
+        recipe = {**to_mapping(self.config), "backbone_weights": None, "view_backbone_weights": None}
+        config = {"recipe": recipe, **self._backbone_cards(), **self.card}
         calibration = None if self.calibration is None else self.calibration.to_dict()
         if calibration is not None and self.trained_on is not None:
-            calibration["extra"][_TRAINED_ON] = pack(self.trained_on)
+            calibration["extra"]["trained_on"] = pack(self.trained_on)
+        if calibration is not None and len(self.fitted_on):
+            calibration["extra"]["fitted_on"] = pack(self.fitted_on)
         write_model(Path(folder), tensors, config, calibration, readme or model_card(self))
 
     @classmethod
@@ -363,23 +448,55 @@ class Detector:
 
         folder = resolve_model(str(model))
         files = read_model(folder, _expected_tensors)
-        config = dataclasses.replace(files.recipe, backbone_weights=backbone_weights)
-        similarity = build_similarity(config, download=allow_downloads)
-        _make_room(similarity, files.tensors)
-        _check_backbone(files.config.get("backbone"), similarity, folder)
-        with torch.device("meta"):
-            networks = build_networks(config)
-        networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
-        if isinstance(similarity, RelativePerceptualL1):
-            statistics = similarity.statistics
-            statistics.load_state_dict({k: files.tensors[f"similarity.{k}"] for k in statistics.state_dict()})
+        config = dataclasses.replace(
+            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=backbone_weights
+        )
+        target = pick_device(device)
+        generator = quick = fusion = None
+        if config.has_generator:
+            similarity = build_similarity(config, download=allow_downloads)
+            _make_room(similarity, files.tensors)
+            _check_backbone(files.config.get("backbone"), similarity.backbone_card(), folder)
+            with torch.device("meta"):
+                networks = build_networks(config)
+            networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
+            if isinstance(similarity, RelativePerceptualL1):
+                statistics = similarity.statistics
+                statistics.load_state_dict(
+                    {k: files.tensors[f"similarity.{k}"] for k in statistics.state_dict()}
+                )
+            generator = GeneratorView(config, networks, similarity, target)
+        if config.quick_views:
+            quick = build_quick(config, download=allow_downloads)
+            _check_backbone(files.config.get("view_backbone"), quick.backbone_card(), folder)
+            quick.load(_quick_state(files.tensors))
+        if "fusion.mean" in files.tensors:
+            names = (("generator",) if generator else ()) + config.quick_views
+            fusion = Fusion.checked(
+                names, files.tensors["fusion.mean"], files.tensors["fusion.deviation"], str(folder)
+            )
         calibration = files.calibration and Calibration.from_dict(
             files.calibration, f"{folder / 'calibration.json'}"
         )
-        card = {k: v for k, v in files.config.items() if k not in ("format", "recipe", "backbone")}
-        packed = calibration.extra.pop(_TRAINED_ON, None) if calibration else None
-        trained_on = None if packed is None else unpack(packed)
-        return cls(config, networks, similarity, pick_device(device), calibration or None, card, trained_on)
+        card = {k: v for k, v in files.config.items() if k not in _NOT_OF_THE_CARD}
+        trained_on, fitted_on = _hashes_in(calibration) if calibration else (None, NO_HASHES)
+        return cls(config, generator, quick, target, calibration or None, card, trained_on, fusion, fitted_on)
+
+    def _backbone_cards(self) -> dict[str, dict[str, str]]:
+        cards = {}
+        if self.generator is not None:
+            card = self.generator.similarity.backbone_card()
+            cards["backbone"] = _with_file(card, self.config.backbone_weights)
+        if self.quick is not None:
+            file = self.config.view_backbone_weights
+            cards["view_backbone"] = _with_file(self.quick.backbone_card(), file)
+        return cards
+
+
+def _hashes_in(calibration: Calibration) -> tuple[Hashes | None, Hashes]:
+    """Takes what the model was trained and fitted on out of what it keeps with its calibration."""
+    trained, fitted = (calibration.extra.pop(key, None) for key in ("trained_on", "fitted_on"))
+    return None if trained is None else unpack(trained), NO_HASHES if fitted is None else unpack(fitted)
 
 
 def trained_message(seen: int, images: int) -> str:
@@ -396,30 +513,31 @@ def _warn_if_nothing_can_be_flagged(calibration: Calibration, fpr: float, confid
 
 
 def _expected_tensors(config: Config, found: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
-    """What model.safetensors must hold for a recipe, on the `meta` device: it takes no memory."""
+    """What model.safetensors must hold for a recipe, on the `meta` device: it takes no memory. The state of
+    the quick views is checked where it is loaded, against the backbone that they see through."""
+    tensors: dict[str, Tensor] = {}
     with torch.device("meta"):
-        tensors = build_networks(config).state_dict()
-        if config.similarity == "relative-perceptual-l1":
-            similarity = build_similarity(
-                dataclasses.replace(config, backbone_weights=None), pretrained=False
-            )
-            _make_room(similarity, found)
-            tensors |= _statistics(similarity)
+        if config.has_generator:
+            tensors |= build_networks(config).state_dict()
+            if config.similarity == "relative-perceptual-l1":
+                similarity = build_similarity(
+                    dataclasses.replace(config, backbone_weights=None), pretrained=False
+                )
+                _make_room(similarity, found)
+                tensors |= _statistics(similarity)
+        if config.quick_views:
+            quick = {k: v for k, v in found.items() if k.startswith(("views.", "fusion."))}
+            tensors |= {k: torch.empty(v.shape, dtype=v.dtype) for k, v in quick.items()}
     return tensors
 
 
-def smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Maps (n, h, w) blurred by a Gaussian of deviation `sigma` pixels; each keeps its mean.
+def _quick_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("views."): t for key, t in tensors.items() if key.startswith("views.")}
 
-    Beyond the border lies zero, so that an edge that runs off the image counts less than a region inside it.
-    """
-    radius = math.ceil(3 * sigma)
-    line = torch.exp(-torch.arange(-radius, radius + 1, dtype=maps.dtype).square() / (2 * sigma**2))
-    line = line / line.sum()
-    blurred = functional.conv2d(maps[:, None], line.view(1, 1, -1, 1), padding=(radius, 0))
-    blurred = functional.conv2d(blurred, line.view(1, 1, 1, -1), padding=(0, radius))[:, 0]
-    means = blurred.mean((1, 2), keepdim=True).clamp_min(1e-12)
-    return blurred * (maps.mean((1, 2), keepdim=True) / means)
+
+def _with_file(card: dict[str, str], weights: str | None) -> dict[str, str]:
+    """Which weights they were; `file` where they came from a local one, which nobody else may have."""
+    return {**card, "file": Path(weights).name} if card and weights else card
 
 
 def _make_room(similarity: Similarity, tensors: Mapping[str, Tensor | TensorSpec]) -> None:
@@ -439,81 +557,12 @@ def _statistics(similarity: Similarity) -> dict[str, Tensor]:
     return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}
 
 
-def _backbone_card(similarity: Similarity, config: Config) -> dict[str, str]:
-    """Which weights they were; `file` where they came from a local one, which nobody else may have."""
-    if not isinstance(similarity, RelativePerceptualL1):
-        return {}
-    card = {"name": similarity.backbone.name, "fingerprint": similarity.backbone.fingerprint}
-    return {**card, "file": Path(config.backbone_weights).name} if config.backbone_weights else card
-
-
-def _check_backbone(recorded: Any, similarity: Similarity, folder: Path) -> None:
-    if not isinstance(recorded, Mapping) or not isinstance(similarity, RelativePerceptualL1):
+def _check_backbone(recorded: Any, present: Mapping[str, str], folder: Path) -> None:
+    if not isinstance(recorded, Mapping) or not present:
         return
-    if recorded.get("fingerprint") != similarity.backbone.fingerprint:
+    if recorded.get("fingerprint") != present["fingerprint"]:
         raise PadError(
-            f"{folder} was trained with other weights of the backbone {similarity.backbone.name} than these, "
+            f"{folder} was trained with other weights of the backbone {present['name']} than these, "
             "so its scores would not be comparable; give the right file with --backbone-weights (in training "
             "with --set backbone_weights=FILE)"
         )
-
-
-def load(
-    model: str | Path,
-    device: str = "auto",
-    backbone_weights: str | None = None,
-    allow_downloads: bool = False,
-) -> Detector:
-    """A trained detector.
-
-    Args:
-        model: a run folder, a model folder, `zoo:NAME`, or `hf-hub:ORG/REPO[@REVISION]`.
-        device: auto, cpu, cuda or mps.
-        backbone_weights: a local file of weights for the backbones vgg16 and vgg19.
-        allow_downloads: whether the weights of such a backbone may be downloaded, if they are not on this
-            machine: a model may come from a stranger, and does not start a download by itself.
-
-    Raises:
-        PadError: no such model, or one that is damaged, unsafe or made by a newer format.
-    """
-    return Detector.load(model, device, backbone_weights, allow_downloads)
-
-
-def fit(
-    images: Any,
-    config: Config | str | None = None,
-    device: str = "auto",
-    minutes: float | None = None,
-    progress: bool = False,
-    **settings: Any,
-) -> Detector:
-    """Trains a detector on normal images and calibrates it on a part of them that it keeps back.
-
-    Args:
-        images: as for `Detector.score`.
-        config: a Config, a recipe's name or file; default: the recipe `folder`, which looks at the images.
-        device: auto, cpu, cuda or mps.
-        minutes: train so long instead of for `steps`.
-        progress: show a progress bar.
-        settings: any setting of the recipe, such as `steps=300`.
-
-    Raises:
-        PadError: too few images, an image that cannot be read, or a setting that does not fit.
-    """
-    from pad.images.resolve import as_image_set
-    from pad.learning.run import split_images, train_detector
-    from pad.recipes import build_config
-
-    warn_of_unit_range(images)
-    image_set = as_image_set(images)
-    if isinstance(config, Config):
-        recipe = config.replace(**settings) if settings else config
-    else:
-        recipe = build_config(config, settings, image_set)
-    training, calibration = split_images(image_set, recipe)
-    return train_detector(
-        recipe, training, calibration, pick_device(device), minutes=minutes, progress=progress
-    )
-
-
-__all__ = ["Detector", "fit", "load"]

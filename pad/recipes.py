@@ -7,31 +7,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pad.config import Config, feature_resolutions, from_mapping, load_recipe
+from pad.config import VIEWS, Config, feature_resolutions, from_mapping, load_recipe
 from pad.errors import PadError
 
 if TYPE_CHECKING:
     from pad.images.imageset import ImageSet
 
 DEFAULT_RECIPE = "folder"
+GENERATOR_IMAGES = 100  # from which on the default recipe trains one
 PROBED = 32  # images looked at
 WIDTH = 32  # of feature maps, as in the paper for images of 32x32
 _AUTO_WIDTHS = ("generator_channels", "encoder_channels", "critic_channels")
 
 
-def build_config(name: str | None, settings: Mapping[str, Any], images: ImageSet) -> Config:
+def build_config(
+    name: str | None, settings: Mapping[str, Any], images: ImageSet, timed: bool = False
+) -> Config:
     """The recipe `name` (or file; default: `folder`) with `settings` on top, its `auto` values chosen from
-    the images. Raises PadError for an unknown recipe or setting, or if no image can be read."""
+    the images. timed: a time to train for was asked for. Raises PadError for an unknown recipe or setting,
+    or if no image can be read."""
     values = {**load_recipe(name or DEFAULT_RECIPE), **settings}
     if any(value == "auto" for key, value in values.items() if key != "precision"):
-        values = choose(values, images)
+        values = choose(values, images, timed or "steps" in settings)
     where = f"recipe '{name}'" if name and not settings else "the recipe"
     return from_mapping(values, where)
 
 
-def choose(values: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
-    """`values` with its `auto` settings replaced.
+def choose(values: Mapping[str, Any], images: ImageSet, trained: bool = False) -> dict[str, Any]:
+    """`values` with its `auto` settings replaced. trained: steps or a time to train for were asked for.
 
+    views: all of them. steps: 0, so that there is no generator, where there are fewer images than
+    GENERATOR_IMAGES, unless a training was asked for: a part of them would have to be kept from it to
+    calibrate by.
+    view_size: a side at which a backbone that knows photographs still recognizes what it sees. input_size:
+    that side for pictures that are larger than the networks' `size`.
     channels: 1 if every probed image is grey. size: 28 for images up to 28 pixels on the shorter side, 32 up
     to 48, else 64; larger ones cost four times as much each and are asked for with `--set size=128`. Widths:
     32 for every resolution, but for the generator's full one, where convolutions cost most: 16.
@@ -43,6 +52,17 @@ def choose(values: Mapping[str, Any], images: ImageSet) -> dict[str, Any]:
     if values.get("size") == "auto":
         side = np.median(sides)
         values["size"] = 28 if side <= 28 else 32 if side <= 48 else 64
+    if values.get("views") == "auto":
+        values["views"] = list(VIEWS)
+        if not trained and len(images) < GENERATOR_IMAGES:
+            values["steps"] = 0
+    if values.get("view_size") == "auto":
+        side = np.median(sides)
+        values["view_size"] = 96 if side <= 28 else 192 if side <= 160 else 224
+    if values.get("input_size") == "auto":
+        large = isinstance(values.get("size"), int) and np.median(sides) > 1.25 * values["size"]
+        quick = set(values["views"]) != {"generator"} if isinstance(values["views"], list) else False
+        values["input_size"] = values["view_size"] if large and quick else None
     size, resolution = values.get("size", Config.size), values.get("latent_resolution", 1)
     if not isinstance(size, int) or not isinstance(resolution, int):
         return values  # from_mapping says what is wrong with them

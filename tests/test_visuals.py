@@ -17,8 +17,9 @@ from PIL import Image
 from pad.commands.parser import main
 from pad.config import Config
 from pad.detector import Detector
+from pad.judging.map_scale import scale_of
 from pad.networks import build_networks
-from pad.showing.explanation import make_explanation, scale_of
+from pad.showing.explanation import make_explanation
 from pad.similarity.build import build_similarity
 
 

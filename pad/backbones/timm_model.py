@@ -1,14 +1,10 @@
-"""Any image model of `timm` as a frozen backbone, and EfficientNet-Lite2 from its PyPI package: the views'
-eyes.
+"""Any image model of `timm` as a frozen backbone, and EfficientNet-Lite2 from its PyPI package.
 
-A backbone gives a picture in two ways: *deep* features, one vector a picture from each of its last layers,
-and
-*local* ones, feature maps of two layers on the way.
+A backbone gives a picture in two ways: *deep* features, the vector that the network's own pooling makes of
+its last layer, and *local* ones, feature maps of two layers on the way:
 
-- Hierarchical networks: local are the layers of stride 8 and 16, deep are the last stage, averaged over
-  places,
-  and what the network's own pooling makes of its last feature map.
-- Transformers of one resolution: local are the blocks at a third and at two thirds of the depth.
+- of hierarchical networks the layers of stride 8 and 16;
+- of transformers of one resolution the blocks at a third and at two thirds of the depth.
 """
 
 from __future__ import annotations
@@ -91,11 +87,8 @@ class TimmBackbone(nn.Module):
         x = x.to(next(self.model.parameters()).dtype)
         if x.device.type in ("cuda", "cpu"):
             x = x.contiguous(memory_format=torch.channels_last)
-        wanted = sorted({*self.local_layers, len(self.strides) - 1})
-        final, maps = self.model.forward_intermediates(x, indices=wanted)
-        by_layer = dict(zip(wanted, maps, strict=True))
-        deep = [by_layer[wanted[-1]].mean((2, 3)), self.model.forward_head(final, pre_logits=True)]
-        return Seen(deep, [by_layer[layer] for layer in self.local_layers])
+        final, local = self.model.forward_intermediates(x, indices=self.local_layers)
+        return Seen([self.model.forward_head(final, pre_logits=True)], local)
 
 
 def model_name(name: str) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pad.config import to_mapping
 from pad.detector import Detector, Examined
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.images.stream import Batch, each_batch
@@ -122,7 +122,7 @@ def _score_and_write(
                 writer.finish(rows)
     except (PadError, _Signal) as error:
         if writer and writer.kept:
-            error.args = (f"{error}; {writer.kept}",)
+            error.args = (printable(f"{error}; {writer.kept}"),)
         raise
     return rows
 
@@ -171,7 +171,7 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
     if not arguments.report and not arguments.explain:
         yield None
         return
-    from pad.showing.explanation import scale_of
+    from pad.judging.map_scale import scale_of
     from pad.showing.report import ReportWriter
     from pad.showing.visuals import Visuals
 
@@ -250,23 +250,23 @@ def _tell(
 ) -> None:
     """Where pictures lie, and which images or pictures are missing: the first few, and how many more."""
     if report := next((path for path in written if path.suffix == ".html"), None):
-        print(f"report: {report}", file=_table_stream(arguments))
+        print(printable(f"report: {report}"), file=_table_stream(arguments))
     if montages := [path for path in written if path.suffix == ".png"]:
-        print(f"explanations: {montages[0].parent}", file=_table_stream(arguments))
+        print(printable(f"explanations: {montages[0].parent}"), file=_table_stream(arguments))
     _tell_first([f"skipped {row.path}: {row.error}" for row in rows if row.error])
     _tell_first(visuals.failures if visuals else [])
 
 
 def _tell_first(lines: list[str]) -> None:
     for line in lines[:SHOWN]:
-        print(_one_line(line), file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     if len(lines) > SHOWN:
         print(f"... and {len(lines) - SHOWN} more like this", file=sys.stderr)
 
 
 def _status(summary: dict[str, Any], arguments: argparse.Namespace) -> int:
-    """The exit status that --fail-on-anomaly and --fail-on-error ask for: 3 for anomalies, which 4 for what
-    could not be judged never hides."""
+    """The exit status that --fail-on-anomaly and --fail-on-error ask for: anomalies (3) come before what
+    could not be judged (4)."""
     if arguments.fail_on_anomaly and summary["counts"]["flagged"]:
         return 3
     if (arguments.fail_on_anomaly or arguments.fail_on_error) and summary["unjudged"]:
@@ -286,11 +286,7 @@ def _most_anomalous(rows: list[Row]) -> str:
     for row in shown:
         p_value = "       " if row.p_value is None else f"{row.p_value:7.4f}"
         mark = "ANOMALY" if row.verdict == ANOMALY else f"{row.verdict:7}"
-        lines.append(f"{row.score:8.4f}  {p_value}  {mark}  {_one_line(row.path)}")
+        lines.append(f"{row.score:8.4f}  {p_value}  {mark}  {printable(row.path)}")
     if len(rows) > SHOWN:
         lines.append(f"... and {len(rows) - SHOWN} more, less anomalous")
     return "\n".join(lines)
-
-
-def _one_line(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")

@@ -39,7 +39,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value",
                         help="change settings of the recipe")  # fmt: skip
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=_positive_int, metavar="N", help="train for N steps")
+    length.add_argument(
+        "--steps", type=_whole, metavar="N", help="train for N steps (0: the quick views alone)"
+    )
     length.add_argument("--minutes", type=_minutes, metavar="M", help="train for M minutes")
     parser.add_argument(
         "--from", dest="start", metavar="MODEL", help="go on from a trained model (fine-tuning)"
@@ -142,6 +144,12 @@ def _run(module: str, name: str) -> Callable[[Arguments], int]:
         return getattr(importlib.import_module(module), name)(arguments)
 
     return call
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text[:20]) > 10**9:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 0 to {10**9:,}, not '{text:.40}'")
+    return int(text)
 
 
 def _positive_int(text: str) -> int:

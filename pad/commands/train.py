@@ -65,7 +65,7 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
     recipe = before.get("recipe") or (checkpoint["recipe"] if checkpoint else None)
     start = _start(request, before, {**(recipe or {}), **settings}, arguments)
     if recipe is None:
-        config = _fresh_config(start, arguments.config, settings, images)
+        config = _fresh_config(start, arguments.config, settings, images, bool(request["minutes"]))
     else:
         config = _resumed_config(recipe, arguments.config, settings)
     if checkpoint is not None:
@@ -77,15 +77,9 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
     new = joined(hashes_of(training), hashes_of(calibration))
     replay = _replay(start, request, before, len(training), new) if start else None
     folder.write_request({**request, "recipe": to_mapping(config)})
-    if arguments.resume and checkpoint is None:
+    if arguments.resume and checkpoint is None and config.has_generator:
         print(f"{folder.path} has no checkpoint yet: starting from the beginning", file=sys.stderr)
-    length = f"{request['minutes']:g} minutes" if request["minutes"] else f"{config.steps} steps"
-    since = f", from step {checkpoint['trainer']['steps_done']}" if checkpoint else ""
-    print(
-        f"training on {training.describe()} for {length}{since}; "
-        f"{len(calibration)} more are kept for calibration",
-        flush=True,
-    )
+    _announce(config, training, calibration, request["minutes"], checkpoint)
     if start is not None:
         _say_what_was_trained_on(start, training)
     detector = train_detector(
@@ -106,6 +100,31 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
     if start is not None:
         _report_fine_tuning(detector, replay)
     return 0
+
+
+def _announce(
+    config: Config,
+    training: ImageSet,
+    calibration: ImageSet,
+    minutes: float | None,
+    checkpoint: dict[str, Any] | None,
+) -> None:
+    """What is seen of the images, what will be done, and which rates can be held afterwards."""
+    seen = f"read at {config.input_side}x{config.input_side}, {'grey' if config.channels == 1 else 'colour'}"
+    if config.fit == "crop":
+        seen += ", cropped to their centre where they are not square"
+    if not config.has_generator:
+        print(f"fitting the views {', '.join(config.quick_views)} on {training.describe()} ({seen})")
+        judges = len(training)
+    else:
+        length = f"{minutes:g} minutes" if minutes else f"{config.steps} steps"
+        since = f", from step {checkpoint['trainer']['steps_done']}" if checkpoint else ""
+        print(
+            f"training on {training.describe()} ({seen}) for {length}{since}; "
+            f"{len(calibration)} more are kept for calibration"
+        )
+        judges = len(calibration)
+    print(f"false-alarm rates from {100 / (judges + 1):.2g} % up can be held", flush=True)
 
 
 # What was asked for, now or when the run was started -----------------------------------------------
@@ -244,10 +263,10 @@ def _what_is_replayed(request: dict[str, Any]) -> Any:
 
 
 def _fresh_config(
-    start: Detector | None, name: str | None, settings: dict[str, Any], images: ImageSet
+    start: Detector | None, name: str | None, settings: dict[str, Any], images: ImageSet, timed: bool
 ) -> Config:
     if start is None:
-        return build_config(name, settings, images)
+        return build_config(name, settings, images, timed)
     steps = max(round(FINE_TUNING_SHARE * start.config.steps), min(FINE_TUNING_STEPS, start.config.steps))
     # In so few steps the critics, which are as they were, add time and nothing that was measurable.
     values = {**to_mapping(start.config), "steps": steps, "warm_up": 1.0, "critic_head_start": 0.0}
@@ -279,8 +298,9 @@ def _check_unchanged(before: Config, now: Config) -> None:
 
 def _report(detector: Detector, folder: Path) -> None:
     training = detector.card["training"]
+    done = f"trained for {training['steps']} steps" if training["steps"] else "fitted"
     print(
-        f"trained for {training['steps']} steps in {training['seconds'] / 60:.1f} minutes; "
+        f"{done} in {training['seconds'] / 60:.1f} minutes; "
         f"calibrated on {len(detector.calibration.scores) if detector.calibration else 0} normal images"
     )
     print(f"model: {folder / 'model'}\nscore images with: python evaluate.py {folder} IMAGES --out RESULTS")

@@ -8,7 +8,8 @@ What is decided here, so that training and scoring see a picture the same way:
 - Float pixels are taken as 0..1, or 0..255, or 0..65535: the smallest of these that holds the picture.
 - `config.crop`: a centre crop of that side in pixels of the source (or the whole side where it is shorter).
   `config.fit`: then the largest centred square ("crop"), or the whole picture ("stretch"), resized
-  with antialiasing to `config.size`. Cropping comes first, so that a panorama costs no more than its centre.
+  with antialiasing to `config.input_side`. Cropping comes first, so that a panorama costs no more than its
+  centre.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def planes(image: Image.Image | np.ndarray, config: Config) -> tuple[torch.Tenso
 def scaled(pixels: torch.Tensor, white: float, config: Config) -> torch.Tensor:
     """The second half of `to_tensor`, for one image or several of the same size: (..., channels, H, W) to
     float32 (..., channels, size, size) in [-1, 1]."""
-    return (_resize(pixels, config.size).to(torch.float32) * (2.0 / white) - 1.0).clamp_(-1.0, 1.0)
+    return (_resize(pixels, config.input_side).to(torch.float32) * (2.0 / white) - 1.0).clamp_(-1.0, 1.0)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -271,7 +272,7 @@ def _float_batch(batch: torch.Tensor, config: Config, first: int) -> torch.Tenso
         side = min(shape[2:])
         top, left = (shape[2] - side) // 2, (shape[3] - side) // 2
         batch = batch[:, :, top : top + side, left : left + side]
-    return _resize(batch, config.size).clamp(-1.0, 1.0).contiguous()
+    return _resize(batch, config.input_side).clamp(-1.0, 1.0).contiguous()
 
 
 def _luma(batch: torch.Tensor) -> torch.Tensor:

@@ -110,3 +110,17 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
+
+
+def joined_sets(first: ImageSet, second: ImageSet) -> ImageSet:
+    """The images of both, in this order."""
+    hashes = None
+    if first.hashes is not None and second.hashes is not None:
+        hashes = np.concatenate([first.hashes, second.hashes])
+    return ImageSet(
+        first.samples + second.samples,
+        first.contents + second.contents,
+        first.keys + second.keys,
+        first.source,
+        hashes,
+    )

@@ -15,6 +15,7 @@ from pad.config import Config
 from pad.devices import in_parallel, lanes
 from pad.images.decode import ImageError, planes, scaled
 from pad.images.imageset import ImageSet
+from pad.images.resize import at_side
 
 Result = TypeVar("Result")
 
@@ -120,7 +121,7 @@ def _shrunk(pixels: torch.Tensor, white: float, config: Config) -> tuple[torch.T
 def _together(pixels: list[tuple[torch.Tensor, float]], config: Config) -> torch.Tensor:
     """Float32 (n, channels, size, size) in [-1, 1]; pictures of one shape and type are resized in one go,
     which is much quicker for small ones."""
-    tensor = torch.empty(len(pixels), config.channels, config.size, config.size)
+    tensor = torch.empty(len(pixels), config.channels, config.input_side, config.input_side)
     groups: dict[Any, list[int]] = {}
     for row, (p, white) in enumerate(pixels):
         groups.setdefault((p.shape, p.dtype, white), []).append(row)
@@ -136,18 +137,20 @@ def load_all(
     workers: int = 2,
     half: bool = False,
     progress: Callable[[int], object] | None = None,
+    side: int | None = None,
 ) -> tuple[torch.Tensor, list[int], list[tuple[int, str]]]:
     """All readable images in memory, decoded by `workers` threads; `progress` is told of so many more.
 
-    Returns float32 (or, to save memory, float16) (n, channels, size, size) in [-1, 1], the indices of its
-    rows in `images`, and the errors as in Batch.
+    Returns float32 (or, to save memory, float16) (n, channels, s, s) in [-1, 1], s being `side` or else the
+    recipe's `input_side`, the indices of its rows in `images`, and the errors as in Batch.
     """
-    shape = (len(images), config.channels, config.size, config.size)
+    side = side or config.input_side
+    shape = (len(images), config.channels, side, side)
     pixels = torch.empty(shape, dtype=torch.float16 if half else torch.float32)
     kept: list[int] = []
     errors: list[tuple[int, str]] = []
     for batch in stream(images, config, 64, workers):
-        pixels[len(kept) : len(kept) + len(batch.indices)] = batch.tensor
+        pixels[len(kept) : len(kept) + len(batch.indices)] = at_side(batch.tensor, side)
         kept += batch.indices
         errors += batch.errors
         if progress is not None:

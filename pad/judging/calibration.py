@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -81,6 +81,19 @@ class Calibration:
         given = np.asarray(scores, dtype=np.float32).astype(np.float64)
         at_least = len(self) - np.searchsorted(self.scores, given, side="left")
         return np.where(np.isnan(given), np.nan, (1 + at_least) / (len(self) + 1))
+
+    def view_p_values(self, views: Sequence[str], scores: ArrayLike) -> dict[str, NDArray[np.float64]]:
+        """The p-values of scores (n, v) in each view by itself, (n,) each; of a single view, those of its
+        score. They say where an image is unusual; the verdict is by the fused score alone."""
+        columns = np.asarray(scores, dtype=np.float32).T
+        known = self.extra.get("views")
+        if len(views) == 1 or not isinstance(known, Mapping):
+            return {views[0]: self.p_values(columns[0])} if len(views) == 1 else {}
+        return {
+            view: Calibration(np.asarray(known[view])).p_values(column)
+            for view, column in zip(views, columns, strict=True)
+            if view in known
+        }
 
     def verdicts(self, scores: ArrayLike, fpr: float, confidence: float | None = None) -> NDArray[np.bool_]:
         """True where the p-value is at most `p_limit`: flagged as anomalous. A score that is not a number is

@@ -9,16 +9,15 @@ before anything is known, and are the same for every model (docs/fusion.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pad.errors import PadError
 
-PRIOR = {"generator": 0.25, "whole": 0.5, "middle": 0.08, "parts": 0.17}
+PRIOR = {"generator": 0.25, "whole": 0.56, "middle": 0.03, "parts": 0.16}
 _LEAST_DEVIATION = 1e-3  # of a log-score
 
 
@@ -47,29 +46,16 @@ class Fusion:
         fused = np.logaddexp.reduce(self.standardized(scores) + np.log(weights / weights.sum()), axis=1)
         return fused.astype(np.float32)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        columns = zip(self.views, self.mean.tolist(), self.deviation.tolist(), strict=True)
-        return {view: {"mean": mean, "deviation": deviation} for view, mean, deviation in columns}
-
     @classmethod
-    def from_dict(cls, data: Any, where: str = "calibration.json") -> Fusion:
-        """The inverse of `to_dict`. Raises PadError, beginning with `where`, for anything else."""
-        fail = PadError(f"{where}: 'fusion' must give the mean and the deviation of each view")
-        if not isinstance(data, Mapping) or not data or not all(view in PRIOR for view in data):
-            raise fail
-        numbers = [[_number(of, key) for key in ("mean", "deviation")] for of in data.values()]
-        if any(mean is None or deviation is None or deviation <= 0 for mean, deviation in numbers):
-            raise fail
-        mean, deviation = np.array(numbers, dtype=np.float64).T
-        return cls(tuple(data), mean, deviation)
-
-
-def _number(of: Any, key: str) -> float | None:
-    value = of.get(key) if isinstance(of, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e6:
-        return None
-    return float(value)
+    def checked(cls, views: Sequence[str], mean: ArrayLike, deviation: ArrayLike, where: str) -> Fusion:
+        """From numbers that a model holds. Raises PadError, beginning with `where`, if they do not fit."""
+        numbers = [np.asarray(values, dtype=np.float64) for values in (mean, deviation)]
+        if (
+            any(n.shape != (len(views),) or not np.isfinite(n).all() for n in numbers)
+            or (numbers[1] <= 0).any()
+        ):
+            raise PadError(f"{where}: 'fusion' must give the mean and the deviation of each view; refused")
+        return cls(tuple(views), *numbers)
 
 
 def _logs(scores: ArrayLike) -> NDArray[np.float64]:

@@ -115,23 +115,20 @@ class ScoreWriter:
         check_format(form)
         self.kept = ""
         self._destination, self._form, self._provisional = destination, form, provisional
+        self._to_stdout = str(destination) == "-"
+        self._waits = self._to_stdout and provisional  # until all is final
         self._count = 0
         self._file: BinaryIO | None = None
         path = Path(destination)
         self._partial = path.with_name(f"{path.stem}.partial{path.suffix}")
         self._growing = path.with_name(f"{path.stem}.partial-{os.getpid()}{path.suffix}")
 
-    @property
-    def _to_stdout(self) -> bool:
-        return str(self._destination) == "-"
-
     def __enter__(self) -> ScoreWriter:
         if not self._to_stdout:
             with _told(self._destination):
                 self._growing.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._growing.open("wb")
-        if not (self._to_stdout and self._provisional):
-            self._write([_HEADS[self._form]])
+        self._write([_HEADS[self._form]])
         return self
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -140,8 +137,7 @@ class ScoreWriter:
         self._count += len(rows)
         if self._provisional:
             rows = [dataclasses.replace(row, verdict="") for row in rows]
-        if not (self._to_stdout and self._provisional):
-            self._write([_line(row, self._form, first and i == 0) for i, row in enumerate(rows)])
+        self._write([_line(row, self._form, first and i == 0) for i, row in enumerate(rows)])
 
     def finish(self, rows: Iterable[Row] | None = None) -> None:
         """All rows are there: the file takes its name. rows: the final ones of a provisional writer."""
@@ -174,7 +170,7 @@ class ScoreWriter:
                 self._growing.unlink()
 
     def _write(self, pieces: list[bytes]) -> None:
-        if self._to_stdout:
+        if self._to_stdout and not self._waits:
             with _standard_output() as file:
                 file.write(b"".join(pieces))
         elif self._file:
@@ -205,16 +201,10 @@ def _told(destination: str | Path) -> Iterator[None]:
 
 @contextmanager
 def _standard_output() -> Iterator[BinaryIO]:
-    if sys.stdout is None:
-        raise PadError("cannot write the scores: standard output is closed")
-    try:
+    with _told("to standard output"):
         sys.stdout.flush()
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
-    except BrokenPipeError:  # the reader has seen enough: no error
-        raise
-    except OSError as error:
-        raise PadError(f"cannot write to standard output: {error.strerror or error}") from None
 
 
 def _line(row: Row, form: str, first: bool) -> bytes:

@@ -39,23 +39,36 @@ Quality = dict[str, dict[str, Any]]
 
 
 def compare(
-    old: Detector, new: Detector, replay: Replay | None, held_out: ImageSet, check: ImageSet | None = None
+    old: Detector,
+    new: Detector,
+    replay: Replay | None,
+    held_out: ImageSet,
+    check: ImageSet | None = None,
+    new_normal: Calibration | None = None,
 ) -> Quality:
     """Images under both models: `{"old" | "new" | "pseudo" | "check": {"images", "before", "after"}}`, each
     of the last two with the `mean_score` and, where calibrated, the share `flagged` at 5 %.
 
     old: the model that was fine-tuned. held_out: the new normal images that calibrate. check: anomalies that
-    should go on being found; `pseudo` are stand-ins for them (see the module's text).
+    should go on being found; `pseudo` are stand-ins for them (see the module's text). new_normal: of the
+    new model, on `held_out` alone; None: their scores are computed, which says too little of views that were
+    fitted on them.
     """
-    new_scores = _both(old, new, held_out)
-    old_scores = None if replay is None else _both(old, new, replay.held_out)
+    of_new = (
+        old.score(held_out).astype(np.float64),
+        new_normal.scores if new_normal else new.score(held_out).astype(np.float64),
+    )
+    of_old = None if replay is None else _both(old, new, replay.held_out)
+    known = np.empty(0) if replay is None or of_old is None else known_scores(old, new, replay, *of_old)
+    real = replay is not None and not replay.generated
+    apart = _judged_apart(of_new[1], known, real) if new.calibration else {}
     quality: Quality = {}
-    apart = _judged_apart(new_scores[1], replay, old, old_scores) if new.calibration else {}
-    if replay is not None and old_scores is not None:
-        quality["old"] = _entry(old, new, old_scores, apart.get("old"), known_apart=not replay.generated)
-    quality["new"] = _entry(old, new, new_scores, apart.get("new"), known_apart=True)
-    strange = _pseudo_of(old, replay, held_out)
-    quality["pseudo"] = _entry(old, new, _both(old, new, strange))
+    if of_old is not None:
+        quality["old"] = _entry(old, new, of_old, apart.get("old"), known_apart=real)
+    quality["new"] = _entry(old, new, of_new, apart.get("new"), known_apart=True)
+    strange = [_both(old, new, made) for made in _pseudo_of(old, replay, held_out)]
+    before, after = (np.concatenate(scores) for scores in zip(*strange, strict=True))
+    quality["pseudo"] = _entry(old, new, (before, after))
     if check is not None:
         quality["check"] = {**_entry(old, new, _both(old, new, check)), "source": check.source}
     return quality
@@ -87,19 +100,12 @@ def _flagged(calibration: Calibration | None, scores: Scores) -> float | None:
     return None if calibration is None else float(calibration.verdicts(scores, FPR).mean())
 
 
-def _judged_apart(
-    new: Scores, replay: Replay | None, old: Detector, old_scores: tuple[Scores, Scores] | None, seed: int = 0
-) -> dict[str, float]:
-    """The share of the new, and of real old normal images, that is flagged by a calibration on the other
-    half; nothing where half of them cannot hold the rate."""
-    measured = {"new": new}
-    fixed = np.empty(0)
-    if replay is not None and old_scores is not None:
-        known = known_scores(old, replay, *old_scores)
-        if replay.generated:
-            fixed = known
-        else:
-            measured["old"] = known
+def _judged_apart(new: Scores, known: Scores, real: bool, seed: int = 0) -> dict[str, float]:
+    """The share of the new, and of `real` old normal images, that is flagged by a calibration on the other
+    half (and on the `known` scores of the old normal where these are not real images'); nothing where half of
+    them cannot hold the rate."""
+    measured = {"new": new, "old": known} if real else {"new": new}
+    fixed = np.empty(0) if real else known
     random = np.random.default_rng(seed)
     first = {name: random.permutation(len(of)) < len(of) // 2 for name, of in measured.items()}
     flagged = dict.fromkeys(measured, 0)
@@ -116,11 +122,14 @@ def _judged_apart(
 # Stand-ins for anomalies ----------------------------------------------------------------------------
 
 
-def _pseudo_of(old: Detector, replay: Replay | None, held_out: ImageSet) -> Tensor:
-    """Old and new normal images made strange."""
+def _pseudo_of(old: Detector, replay: Replay | None, held_out: ImageSet) -> Iterator[Tensor]:
+    """New and, where there are any, old normal images made strange."""
     new, _, _ = load_all(held_out.subset(range(min(PSEUDO_IMAGES, len(held_out)))), old.config)
-    known = replay or make_replay(old, 1)
-    return pseudo_anomalies(torch.cat([new, known.held_out[:PSEUDO_IMAGES]]), old.config.seed)
+    yield pseudo_anomalies(new, old.config.seed)
+    if replay is None and old.generator is not None:
+        replay = make_replay(old, 1)
+    if replay is not None:
+        yield pseudo_anomalies(replay.held_out[:PSEUDO_IMAGES], old.config.seed)
 
 
 def pseudo_anomalies(images: Tensor, seed: int = 0) -> Tensor:

@@ -2,12 +2,10 @@
 it.
 
 Of n images none is thrown away. The scores that come out of this calibrate the views that are fitted on all
-n:
-K-fold cross-conformal prediction (Vovk, 2015; for few images the jackknife, Barber et al.,
-arXiv:1905.02928). What
-is guaranteed for any data is twice the rate asked, for fold-wise comparison; what is measured is the rate
-asked
-(docs/promise.md), since a fit on n images differs little from one on n (1 − 1/K), and is the better one.
+n: K-fold cross-conformal prediction (Vovk, 2015), and for few images the jackknife. What theory guarantees
+for any data is twice the rate asked, for comparisons fold by fold (Barber et al., arXiv:1905.02928); what is
+measured is the rate asked (docs/photographs.md), since a fit on n images differs little from one on n (1 −
+1/K), and is the better one.
 """
 
 from __future__ import annotations
@@ -17,8 +15,8 @@ import copy
 import torch
 from torch import Tensor
 
-from pad.views.build import QuickViews
 from pad.views.features import Features
+from pad.views.quick import QuickViews
 
 FOLDS = 5
 _JACKKNIFE = 20  # images up to which each is a fold of its own

@@ -27,15 +27,16 @@ from torch import Tensor
 
 from pad.errors import PadError
 from pad.images.identity import NO_HASHES, Hashes, hashes_of, with_hashes
+from pad.images.resize import at_side
 from pad.judging.calibration import Calibration, calibration_split
+from pad.latents import KEPT_IMAGES, kept_latents
 from pad.learning.trainer import Images, MemoryImages
+from pad.views.generator import GeneratorView
 
 if TYPE_CHECKING:
     from pad.detector import Detector
     from pad.images.imageset import ImageSet
 
-KEPT_NUMBERS = 1 << 14  # of latents that a model keeps, all images together
-KEPT_IMAGES = 256
 NO_REPLAY = "none"  # --replay none: the old normal may be forgotten
 
 
@@ -57,8 +58,8 @@ class Replay:
 class MixedImages:
     """New images followed by replayed ones, as one set to draw from."""
 
-    def __init__(self, new: Images, replayed: Tensor) -> None:
-        self.new, self.replayed = new, MemoryImages(replayed)
+    def __init__(self, new: Images, replayed: Tensor, size: int) -> None:
+        self.new, self.replayed = new, MemoryImages(at_side(replayed, size))
 
     def __len__(self) -> int:
         return len(self.new) + len(self.replayed)
@@ -75,14 +76,6 @@ class MixedImages:
 
 
 # Latents that a model keeps -------------------------------------------------------------------------
-
-
-def kept_latents(latents: Tensor, scores: Tensor) -> list[list[float]]:
-    """What a calibrated model keeps for its own replay: latents (n, d) of normal images whose scores are
-    spread evenly over those of the calibration set, at most 256 and 16,384 numbers in all."""
-    n = max(1, min(len(latents), KEPT_IMAGES, KEPT_NUMBERS // latents.shape[1]))
-    chosen = scores.argsort()[torch.linspace(0, len(scores) - 1, n).round().long()]
-    return [[float(f"{value:.4g}") for value in row] for row in latents[chosen].tolist()]
 
 
 def stored_latents(detector: Detector) -> Tensor | None:
@@ -172,10 +165,18 @@ def _from_images(old: Detector, count: int, folder: ImageSet, new: Hashes) -> Re
     )
 
 
+def generator_of(detector: Detector) -> GeneratorView:
+    """Raises PadError if a model has none, and so nothing to replay by itself."""
+    if detector.generator is None:
+        raise PadError("the model has no generator to replay its old normal: give images of it, --replay DIR")
+    return detector.generator
+
+
 def generate(old: Detector, z: Tensor) -> Tensor:
     """G(z) for latents (n, d, r, r), in [-1, 1] on the CPU."""
+    generator = generator_of(old).networks["generator"]
     with torch.no_grad():
-        made = [old.networks["generator"](part.to(old.device)).clamp(-1, 1).cpu() for part in z.split(64)]
+        made = [generator(part.to(old.device)).clamp(-1, 1).cpu() for part in z.split(64)]
     return torch.cat(made)
 
 
@@ -183,10 +184,17 @@ def generate(old: Detector, z: Tensor) -> Tensor:
 
 
 def known_scores(
-    old: Detector, replay: Replay, before: NDArray[np.float64], after: NDArray[np.float64]
+    old: Detector,
+    new: Detector,
+    replay: Replay,
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """The scores of the old normal by which the new model is calibrated (see the module's text), of those of
-    the replay's `held_out` under the old model (`before`) and under the new one (`after`)."""
+    the replay's `held_out` under the old model (`before`) and under the new one (`after`). None, where it has
+    several views and no real images: the views do not know the old normal."""
+    if new.fusion is not None and replay.generated:
+        return np.empty(0)
     if not replay.generated or old.calibration is None:
         return after
     return old.calibration.scores * max(1.0, after.mean() / before.mean())
@@ -196,11 +204,25 @@ def calibrate_both(detector: Detector, old: Detector, replay: Replay) -> Calibra
     """Adds the old normal to a calibration that knows the new normal alone; see the module's text."""
     new = detector.calibration
     assert new is not None
+    if detector.fusion is not None:
+        return _calibrate_fused(detector, replay)
     before, after = (model.score(replay.held_out).astype(np.float64) for model in (old, detector))
-    known = known_scores(old, replay, before, after)
+    known = known_scores(old, detector, replay, before, after)
     extra = {**new.extra, "old_normal": "estimated" if replay.generated else "measured"}
     # The next fine-tuning replays both.
     latents = torch.cat([detector.encode(part) for part in replay.held_out.split(64)])
     extra["replay"] = new.extra["replay"][::2] + kept_latents(latents, torch.from_numpy(after))[::2]
     detector.calibration = Calibration(np.concatenate([new.scores, known]), extra)
+    return detector.calibration
+
+
+def _calibrate_fused(detector: Detector, replay: Replay) -> Calibration:
+    """Adds held-out images of the old normal; without real ones the old normal is not known to the views."""
+    new = detector.calibration
+    assert new is not None
+    if replay.generated:
+        return new
+    scores = detector.score(replay.held_out).astype(np.float64)
+    extra = {**new.extra, "old_normal": "measured"}
+    detector.calibration = Calibration(np.concatenate([new.scores, scores]), extra)
     return detector.calibration

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -26,12 +25,14 @@ from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.identity import NO_HASHES, Hashes, hashes_of, joined, with_hashes
-from pad.images.imageset import ImageSet
+from pad.images.imageset import ImageSet, joined_sets
+from pad.images.resize import at_side
 from pad.images.resolve import resolve
 from pad.images.stream import load_all, stream
-from pad.judging.calibration import calibration_split
+from pad.judging.calibration import Calibration, calibration_split
 from pad.learning.comparison import compare
-from pad.learning.replay import MixedImages, Replay, calibrate_both
+from pad.learning.quick import FIT_IMAGES, calibrate_quick, fit_quick, fitted_on, look
+from pad.learning.replay import MixedImages, Replay, calibrate_both, generator_of
 from pad.learning.trainer import (
     CACHE_BYTES,
     Images,
@@ -49,6 +50,8 @@ from pad.similarity.relative import RelativePerceptualL1
 from pad.store.files import atomic
 from pad.store.model_folder import present, read_model
 from pad.store.run_folder import RunFolder
+from pad.views.generator import GeneratorView
+from pad.views.quick import build_quick
 
 MINIMUM_IMAGES = 8
 GRID_COLUMNS = 8
@@ -74,6 +77,10 @@ _FIXED_BY_MODEL = (
     "backbone_scale",
     "feature_weights",
     "residual_components",
+    "views",
+    "view_backbone",
+    "view_size",
+    "input_size",
 )
 
 
@@ -108,7 +115,7 @@ class FileImages:
     def batch(self, indices: Tensor) -> Tensor:
         chosen = self.images.subset(indices.tolist())
         batches = list(stream(chosen, self.config, batch_size=max(1, len(chosen) // 4), workers=4))
-        readable = torch.cat([batch.tensor for batch in batches])
+        readable = at_side(torch.cat([batch.tensor for batch in batches]), self.config.size)
         if not len(readable):
             raise PadError(f"{self.images.describe()}: a whole batch of {len(chosen)} images cannot be read")
         # Others of the batch stand in for those that cannot be read, so that its size stays.
@@ -121,7 +128,7 @@ def load_images(images: ImageSet, config: Config, progress: bool = False) -> tup
     if bytes_needed > CACHE_BYTES:
         return FileImages(images, config), []
     with _bar(len(images), "reading", "image", progress) as bar:
-        pixels, _, errors = load_all(images, config, half=True, progress=bar.update)
+        pixels, _, errors = load_all(images, config, half=True, progress=bar.update, side=config.size)
     return MemoryImages(pixels), [f"{images.samples[i].name}: {reason}" for i, reason in errors]
 
 
@@ -130,6 +137,7 @@ def split_images(
 ) -> tuple[ImageSet, ImageSet]:
     """Normal images to train on, and those kept back for calibration, by their content (`calibration_split`).
 
+    Without a generator all are trained on: they are judged by cross-fitting.
     trained: hashes of what a model was trained on that is to be fine-tuned; none of it calibrates.
     Raises PadError if there are fewer than 8, saying how many and where, or if none can calibrate.
     """
@@ -137,6 +145,8 @@ def split_images(
         raise PadError(f"training takes at least {MINIMUM_IMAGES} normal images; found {images.describe()}")
     with _bar(len(images), "comparing", "image", progress) as bar:
         images = with_hashes(images, progress=bar.update)
+    if not config.has_generator:
+        return images, images.subset([])
     try:
         training, calibration = calibration_split(
             hashes_of(images), config.calibration_fraction, seed=config.seed, trained=trained
@@ -192,12 +202,11 @@ def train_detector(
         Interrupted: SIGINT or SIGTERM came, and the run was saved; only with a folder.
     """
     begun = time.monotonic()
+    if not config.has_generator:
+        return _fit_views(config, training, device, folder, begun, progress)
     source, errors = load_images(training, config, progress)
     calibration, more_errors = readable(calibration, config)
-    for line in (errors + more_errors)[:20]:
-        print(f"skipped {line}", file=sys.stderr)
-    if len(errors + more_errors) > 20:
-        print(f"skipped {len(errors + more_errors) - 20} more", file=sys.stderr)
+    _tell_skipped(errors + more_errors)
     if not len(source) or not len(calibration) or len(source) + len(calibration) < MINIMUM_IMAGES:
         raise PadError(
             f"training takes at least {MINIMUM_IMAGES} normal images; only {len(source) + len(calibration)} "
@@ -211,8 +220,10 @@ def train_detector(
         replay.hashes if replay else NO_HASHES,
         start.trained_on if start is not None and start.trained_on is not None else NO_HASHES,
     )
-    images = MixedImages(source, replay.training) if replay else source
-    trainer = Trainer(config, images, device, statistics, start.similarity if start else None)
+    images = MixedImages(source, replay.training, config.size) if replay else source
+    trainer = Trainer(
+        config, images, device, statistics, start.generator.similarity if start and start.generator else None
+    )
     if start is not None:
         start_from(trainer, start)
     card: dict[str, Any] = {
@@ -232,9 +243,47 @@ def train_detector(
         }
     run_folder = None if folder is None else RunFolder(folder)
     run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, trained, start, replay, check)
+    run.training_images = training
     if checkpoint is not None:
         run.resume(checkpoint)
     return run.run()
+
+
+def _fit_views(
+    config: Config, images: ImageSet, device: torch.device, folder: Path | None, begun: float, progress: bool
+) -> Detector:
+    """A detector of the quick views alone: fitted, cross-fitted and calibrated on all images."""
+    detector = Detector(config, None, build_quick(config), device)
+    looked = look(detector, fitted_on(images, 0, config.seed), progress)
+    skipped = [f"{images.samples[i].name}: {reason}" for i, reason in looked.errors]
+    _tell_skipped(skipped)
+    calibrate_quick(detector, looked, fit_quick(detector, looked))
+    detector.card = {
+        "versions": versions(),
+        "data": {
+            **images.fingerprint(),
+            "images": len(looked.indices),
+            "calibration_images": len(looked.indices),
+            "skipped": len(skipped),
+        },
+        "training": {
+            "steps": 0,
+            "seconds": round(time.monotonic() - begun, 1),
+            "hardware": hardware(device),
+            "finished": True,
+        },
+    }
+    detector.trained_on, detector.fitted_on = NO_HASHES, hashes_of(images)
+    if folder is not None:
+        detector.save(RunFolder(folder).model)
+    return detector
+
+
+def _tell_skipped(lines: list[str]) -> None:
+    for line in lines[:20]:
+        print(f"skipped {line}", file=sys.stderr)
+    if len(lines) > 20:
+        print(f"skipped {len(lines) - 20} more", file=sys.stderr)
 
 
 def check_recipe(config: Config, start: Detector | None = None, data_root: Path | None = None) -> None:
@@ -245,9 +294,12 @@ def check_recipe(config: Config, start: Detector | None = None, data_root: Path 
     """
     if start is not None:
         check_start(config, start)
-    with torch.device("meta"):  # sizes without memory
-        build_networks(config)
-    build_similarity(config).prepare(torch.zeros(1, config.channels, config.size, config.size))
+    if config.has_generator:
+        with torch.device("meta"):  # sizes without memory
+            build_networks(config)
+        build_similarity(config).prepare(torch.zeros(1, config.channels, config.size, config.size))
+    if config.quick_views:
+        build_quick(config)
     if config.statistics != "normal" and start is None:
         resolve([config.statistics], "evaluate", data_root)
     if config.tensorboard:
@@ -267,7 +319,7 @@ def check_start(config: Config, start: Detector) -> None:
 
 def start_from(trainer: Trainer, start: Detector) -> None:
     """Takes the weights of a trained detector, the critics' too."""
-    weights = start.networks.state_dict()
+    weights = generator_of(start).networks.state_dict()
     trainer.networks.load_state_dict(weights)
     trainer.averaged.load_state_dict({k: v for k, v in weights.items() if "critic" not in k})
 
@@ -301,14 +353,33 @@ def finished_detector(
     if detector.card["data"].get("sha256") != training.fingerprint()["sha256"]:
         raise PadError(f"{folder} was trained on other images than {training.source}: name another folder")
     detector = detector.scoring_by(config)
+    if detector.generator is None:
+        raise PadError(f"{folder} has no generator: there is nothing to be taken over")
     images, _ = load_images(training.subset(residual_indices(len(training)).tolist()), config)
-    detector.fit_residuals(in_batches(images, torch.arange(len(images))))
-    detector.calibrate(calibration)
+    detector.generator.fit_residuals(in_batches(images, torch.arange(len(images))))
+    _calibrate(detector, training, calibration, False)
     now, then = versions(), detector.card["versions"].get("commit")
     if then and then != now.get("commit"):
         detector.card["training"].setdefault("commit", then)
         detector.card["versions"] = now
     return detector
+
+
+def _calibrate(detector: Detector, training: ImageSet, calibration: ImageSet, progress: bool) -> None:
+    """Fits the quick views, if there are any, on all images, and calibrates all views on held-out ones."""
+    if detector.quick is None:
+        detector.calibrate(calibration)
+        return
+    first = len(calibration)
+    looked = look(
+        detector, fitted_on(joined_sets(calibration, training), first, detector.config.seed), progress
+    )
+    scores = fit_quick(detector, looked)
+    judged = [row for row, index in enumerate(looked.indices) if index < min(first, FIT_IMAGES // 2)]
+    detector.calibrate(
+        calibration.subset([looked.indices[row] for row in judged]), quick_scores=scores[judged]
+    )
+    detector.fitted_on = joined(hashes_of(training), hashes_of(calibration))
 
 
 class Run:
@@ -337,6 +408,8 @@ class Run:
         self.saved: int | None = None  # the step of the newest checkpoint
         self.trained = False  # to the end, and saved
         self.writer: Any = None
+        self.training_images: ImageSet = calibration.subset([])
+        self.new_normal: Calibration | None = None  # without an old normal
 
     def run(self) -> Detector:
         """Trains to the end, or from where `resume` has put it, and makes the model."""
@@ -445,7 +518,9 @@ class Run:
         """Makes the model of the run, and saves it."""
         detector = self._calibrated()
         if self.start is not None:
-            quality = compare(self.start, detector, self.replay, self.calibration, self.check)
+            quality = compare(
+                self.start, detector, self.replay, self.calibration, self.check, self.new_normal
+            )
             detector.card["fine_tuning"]["quality"] = quality
         if self.folder is not None:
             detector.save(self.folder.model)
@@ -465,17 +540,19 @@ class Run:
         }
         similarity = copy.deepcopy(trainer.similarity)
         card = {**self.card, "training": training}
-        detector = Detector(
-            self.config, nn.ModuleDict(networks), similarity, trainer.device, None, card, self.trained_on
-        )
+        generator = GeneratorView(self.config, nn.ModuleDict(networks), similarity, trainer.device)
+        quick = build_quick(self.config) if self.config.quick_views else None
+        detector = Detector(self.config, generator, quick, trainer.device, None, card, self.trained_on)
         few = self.calibration.subset(range(min(BATCH_SIZE, len(self.calibration))))
-        if not np.isfinite(detector.score(few)).all():
-            raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
+        for batch in stream(few, self.config, BATCH_SIZE):
+            if not generator.score(at_side(batch.tensor, self.config.size)).isfinite().all():
+                raise diverged(trainer.steps_done, "the scores of held-out normal images are not finite")
         chosen = residual_indices(len(trainer.images))
         # The replayed images of an old model are its own and easy for it: how it errs on real ones it knows.
-        old = self.start if self.replay else None
-        detector.fit_residuals(in_batches(trainer.images, chosen), old)
-        detector.calibrate(self.calibration)
+        old = self.start.generator if self.start and self.replay else None
+        generator.fit_residuals(in_batches(trainer.images, chosen), old)
+        _calibrate(detector, self.training_images, self.calibration, self.progress)
+        self.new_normal = detector.calibration
         if self.start is not None and self.replay is not None:
             calibrate_both(detector, self.start, self.replay)
         return detector

@@ -53,12 +53,18 @@ def write_card(entry: Entry, detector: Detector, summary: Mapping[str, Any], fol
             ["python", "train.py", *entry.train_arguments(Path("runs") / entry.short_name, None, None)]
         ),
         size=(folder / WEIGHTS).stat().st_size,
-        parameters=sum(p.numel() for p in detector.networks.parameters()),
+        parameters=parameters_of(detector),
         picture=PICTURE,
         limits=[*measured_limits(detector, summary), *entry.limits],
     )
     with atomic(folder / CARD) as file:
         file.write(text.encode())
+
+
+def parameters_of(detector: Detector) -> int:
+    """Numbers in its networks; the quick views have none."""
+    generator = detector.generator
+    return sum(p.numel() for p in generator.networks.parameters()) if generator else 0
 
 
 def front_matter(entry: Entry, summary: Mapping[str, Any]) -> str:
@@ -152,7 +158,7 @@ def draw_card(detector: Detector, folder: Path, samples: Sequence[str]) -> None:
     from matplotlib.figure import Figure
 
     from pad.images.decode import batch_tensor
-    from pad.showing.explanation import scale_of
+    from pad.judging.map_scale import scale_of
 
     half = len(samples) // 2
     panels = [list(samples[:half][:SHOWN]), list(samples[half:][:SHOWN])]

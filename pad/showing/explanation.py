@@ -8,9 +8,8 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,60 +18,18 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pad.config import Config
-from pad.errors import PadError
 from pad.images.geometry import Box, seen_box
+from pad.judging.map_scale import MapScale
 from pad.showing.pictures import displayable, to_picture
 from pad.store.files import atomic
 
 if TYPE_CHECKING:
-    from pad.detector import Detector
-    from pad.judging.calibration import Calibration
+    pass
 
 BATCH_SIZE = 16  # images explained at a time: they are held at their own resolution
 LARGEST_SIDE = 2048  # pixels: a longer picture is explained on a reduced copy
 
 _VERDICT_COLOURS = {"anomaly": (179, 38, 30), "normal": (20, 108, 67), "": (84, 90, 97)}
-
-
-@dataclass(frozen=True)
-class MapScale:
-    """What anomaly maps are drawn on, fixed per model: values up to `low` leave the picture as it is, and
-    from `high` on it is covered in the brightest colour. 0 <= low < high."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def from_maps(cls, maps: Iterable[ArrayLike], seed: int = 0) -> MapScale:
-        """The scale from the maps (H, W) of calibration images, read one by one.
-
-        `low`: the 95th percentile over pixels. `high`: the 99th percentile over images of the highest
-        value in the map, so that the brightest colour says: higher than anywhere in 99 % of normal images.
-        Raises PadError without any finite map.
-        """
-        rng = np.random.default_rng(seed)
-        pixels, peaks = [], []
-        for anomaly_map in maps:
-            values = np.asarray(anomaly_map, dtype=np.float32).ravel()
-            if values.size and np.isfinite(values).all():
-                pixels.append(rng.choice(values, 1024))  # enough for a percentile, and flat memory
-                peaks.append(values.max())
-        if not peaks:
-            raise PadError("the scale of anomaly maps needs at least one calibration image with a finite map")
-        low, high = float(np.percentile(np.concatenate(pixels), 95)), float(np.percentile(peaks, 99))
-        return cls(low, high if high > low else low + 1e-6)
-
-    @classmethod
-    def from_dict(cls, data: Any, where: str = "calibration.json") -> MapScale:
-        """From `{"low", "high"}`. Raises PadError, beginning with `where`, for anything else."""
-        values = [data.get(key) for key in ("low", "high")] if isinstance(data, Mapping) else []
-        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-        if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1] < math.inf:
-            raise PadError(f"{where}: 'map_scale' must hold numbers, 0 <= low < high")
-        return cls(float(numbers[0]), float(numbers[1]))
-
-    def to_dict(self) -> dict[str, float]:
-        return {"low": self.low, "high": self.high}
 
 
 @dataclass(frozen=True)
@@ -138,33 +95,7 @@ def make_explanation(
     return Explanation(shown, picture, aligned, box, score, p_value, verdict, scale)
 
 
-def explain_images(
-    detector: Detector, images: Any, fpr: float = 0.05, confidence: float | None = None
-) -> Iterator[Explanation]:
-    """Explanations of images, one after the other, in flat memory.
-
-    images: as `Detector.score` takes them. Raises PadError, naming it, for an image that cannot be read.
-    """
-    from pad.images.decode import batch_tensor
-    from pad.judging.rows import make_row
-
-    config, calibration = detector.config, detector.calibration
-    scale = scale_of(calibration)
-    iterator = _pictures(images)
-    while chunk := list(islice(iterator, BATCH_SIZE)):
-        examined = detector.examine(batch_tensor([given for _, given in chunk], config))
-        for (picture, given), score, nearest, anomaly_map in zip(
-            chunk, examined.scores.tolist(), examined.nearest, examined.maps, strict=True
-        ):
-            # Tensors come prepared: the recipe's crop is already behind them.
-            seen = config.replace(crop=None) if hasattr(given, "detach") else config
-            row = make_row("", score, calibration, fpr, confidence=confidence)
-            yield make_explanation(
-                picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale
-            )
-
-
-def _pictures(images: Any) -> Iterator[tuple[Image.Image, Any]]:
+def pictures_of(images: Any) -> Iterator[tuple[Image.Image, Any]]:
     """Each image as a picture, and as it goes into the model; opened one by one."""
     import torch
 
@@ -187,13 +118,6 @@ def _pictures(images: Any) -> Iterator[tuple[Image.Image, Any]]:
             pixels = np.asarray(image)
             image = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
         yield image, image
-
-
-def scale_of(calibration: Calibration | None) -> MapScale | None:
-    """The scale of anomaly maps that was measured with this calibration; None if there is none."""
-    if calibration is None or "map_scale" not in calibration.extra:
-        return None
-    return MapScale.from_dict(calibration.extra["map_scale"])
 
 
 def box_on(box: Box, size: tuple[int, int], reduced: tuple[int, int]) -> Box:

@@ -16,9 +16,10 @@ from pad.errors import PadError
 from pad.images.decode import ImageError, read_image
 from pad.images.geometry import seen_box
 from pad.images.imageset import ImageSet
+from pad.judging.map_scale import scale_of
 from pad.judging.metrics import PixelMetrics
 from pad.judging.rows import Row
-from pad.showing.explanation import align_map, box_on, make_explanation, scale_of, write_pictures
+from pad.showing.explanation import align_map, box_on, make_explanation, write_pictures
 from pad.showing.pictures import reduced_size, reduction, to_picture
 from pad.showing.report import ReportWriter
 

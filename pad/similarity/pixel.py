@@ -19,6 +19,10 @@ from pad.backbones.vgg import load_backbone_weights
 class PixelSimilarity(nn.Module):
     """A similarity that is a map over the pixels and its mean."""
 
+    def backbone_card(self) -> dict[str, str]:
+        """Nothing to say: there is no backbone whose weights a model must meet again."""
+        return {}
+
     def prepare(self, x: Tensor) -> list[Tensor]:
         return [x]
 

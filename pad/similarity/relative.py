@@ -82,6 +82,10 @@ class RelativePerceptualL1(nn.Module):
                 convolution.out_channels, sigma_floor, side, weighted, share, components
             )
 
+    def backbone_card(self) -> dict[str, str]:
+        """Which network it sees through."""
+        return {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint}
+
     def features(self, x: Tensor) -> list[Tensor]:
         """f(x) of each layer, (n, c, h', w'), of the channels that count, not yet standardized."""
         features = self.backbone(x, channels=self.of(self.backbone.deepest).channels())

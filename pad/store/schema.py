@@ -18,7 +18,7 @@ from pad.config import Config, from_mapping
 from pad.errors import PadError, shown
 from pad.images.identity import unpack
 
-FORMAT = 1  # of config.yaml; a newer one is refused
+FORMAT = 2  # of config.yaml; a newer one is refused. 1: of the time when there was one view
 MOST_TEXT = 10_000  # characters
 MOST_NESTED = 16  # lists and mappings in one another
 MOST_LATENTS = 512  # images that fine-tuning can replay; a model keeps 256
@@ -30,6 +30,7 @@ _UNNAMED = {"residual_components": 0, "feature_channels": 1.0}
 
 Text = Annotated[str, msgspec.Meta(max_length=MOST_TEXT)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Score = Annotated[float, msgspec.Meta(ge=-MOST_SCORE, le=MOST_SCORE)]
 
 
 class Backbone(msgspec.Struct, frozen=True):
@@ -73,6 +74,7 @@ class _ModelConfig(msgspec.Struct, frozen=True):
     """config.yaml without its `recipe`, which pad.config checks."""
 
     backbone: Backbone = Backbone()
+    view_backbone: Backbone = Backbone()
     versions: dict[Text, Text] = {}
     data: Data = Data()
     training: Training = Training()
@@ -93,6 +95,7 @@ class _Extra(msgspec.Struct, frozen=True):
     map_scale: MapScale | None = None
     old_normal: Literal["estimated", "measured"] | None = None
     trained_images: Count | None = None
+    views: dict[Text, list[Score]] | None = None
 
 
 def check_config(values: Any, where: str) -> Config:
@@ -136,11 +139,15 @@ def check_calibration(values: Any, config: Config, where: str) -> None:
     if not isinstance(extra, dict):
         raise PadError(f"{where}: 'extra' is not a mapping; refused")
     _check_latents(extra.get("replay"), config.latent_dim * config.latent_resolution**2, where)
-    _check_hashes(extra.get("trained_on"), where)
+    large = ("replay", "trained_on", "fitted_on")
+    for key in large[1:]:
+        _check_hashes(extra.get(key), key, where)
     rest = {key: value for key, value in values.items() if key not in ("scores", "extra")}
-    large = ("replay", "trained_on")  # checked above
     _check_plain({**rest, "extra": {k: v for k, v in extra.items() if k not in large}}, where)
-    scale = _convert(extra, _Extra, f"{where}: extra").map_scale
+    checked = _convert(extra, _Extra, f"{where}: extra")
+    if any(not known or known != sorted(known) for known in (checked.views or {}).values()):
+        raise PadError(f"{where}: 'views' must hold sorted scores; refused")
+    scale = checked.map_scale
     if scale is not None and not scale.low < scale.high:
         raise PadError(f"{where}: 'map_scale' must hold numbers, 0 <= low < high; refused")
 
@@ -155,13 +162,13 @@ def _check_latents(kept: Any, numbers: int, where: str) -> None:
             raise PadError(f"{where}: 'replay' must hold lists of {numbers:,} finite numbers; refused")
 
 
-def _check_hashes(text: Any, where: str) -> None:
+def _check_hashes(text: Any, key: str, where: str) -> None:
     if text is None:
         return
     try:
         unpack(text)
     except ValueError:
-        raise PadError(f"{where}: 'trained_on' must hold hashes of images in base64; refused") from None
+        raise PadError(f"{where}: '{key}' must hold hashes of images in base64; refused") from None
 
 
 def _is_latent(value: Any) -> bool:

@@ -3,11 +3,9 @@
     d²(x) = Σₖ ((x − m)·vₖ)² / λₖ + (|x − m|² − Σₖ ((x − m)·vₖ)²) / λ₀
 
 m, vₖ and λₖ are mean, eigenvectors and eigenvalues of the Ledoit-Wolf covariance (Ledoit and Wolf, 2004),
-which
-is well-conditioned from two samples on; λ₀ is the mean of the eigenvalues that are left out, as in
+which is well-conditioned from two samples on; λ₀ is the mean of the eigenvalues that are left out, as in
 probabilistic PCA (Tipping and Bishop, 1999). 128 directions of 1,280 tell as much as all of them, in a tenth
-of
-the room.
+of the room.
 """
 
 from __future__ import annotations

@@ -8,10 +8,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pad.backbones.timm_model import TimmBackbone
+from pad.backbones.timm_model import TimmBackbone, usable_side
+from pad.config import Config
 from pad.errors import PadError, did_you_mean
 from pad.views.base import View
 from pad.views.features import Features, features_of
+from pad.views.gaussian import Gaussian
+from pad.views.kept import KeptNormals
 from pad.views.middle import Middle
 from pad.views.parts import Parts
 from pad.views.whole import Whole
@@ -36,6 +39,7 @@ class QuickViews(nn.Module):
         self._backbone = [backbone]  # in a list, so that it is no sub-module
         with torch.no_grad():
             shape = features_of(backbone(torch.zeros(1, 3, backbone.side, backbone.side)))
+        self.kept = KeptNormals(features=shape.deep[-1].shape[1])
         self.views = nn.ModuleDict({name: _build(name, shape) for name in self.names})
 
     @property
@@ -70,12 +74,39 @@ class QuickViews(nn.Module):
             return torch.zeros(len(features), 1, 1)
         return cast(Parts, self.views["parts"]).map(features)
 
+    @torch.no_grad()
+    def placed(self, features: Features) -> Tensor:
+        """Where images lie along the main directions of their deep features, (n, k); without *whole*, the
+        features themselves."""
+        if "whole" not in self.names:
+            return features.deep[-1]
+        gaussian = cast(Gaussian, cast(Whole, self.views["whole"]).gaussians[-1])
+        return (features.deep[-1] - gaussian.mean) @ gaussian.directions.float().T
+
+    def backbone_card(self) -> dict[str, str]:
+        """Which network they see through."""
+        return {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint}
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Takes the state of `state_dict`, whatever the number of directions of its Gaussians."""
         for name, module in self.named_modules():
             if hasattr(module, "make_room") and f"{name}.variances" in state:
                 module.make_room(len(state[f"{name}.variances"]))
+        if len(pictures := state.get("kept.pictures", torch.empty(0))) and pictures.dim() == 4:
+            count, channels, side = pictures.shape[:3]
+            self.kept = KeptNormals(count, channels, side, self.kept.features.shape[1])
+        expected = self.state_dict()
+        for key in expected.keys() | state.keys():
+            if key not in state or key not in expected or state[key].shape != expected[key].shape:
+                raise PadError(f"the model's views do not fit its recipe: tensor 'views.{key}'; refused")
         self.load_state_dict(dict(state))
+
+
+def build_quick(config: Config, download: bool = True) -> QuickViews:
+    """The quick views that a recipe asks for. Raises PadError if their backbone cannot be had."""
+    side = usable_side(config.view_backbone, config.view_size)
+    backbone = TimmBackbone(config.view_backbone, side, config.view_backbone_weights, download)
+    return QuickViews(config.quick_views, backbone)
 
 
 def _build(name: str, shape: Features) -> nn.Module:

@@ -1,0 +1,100 @@
+"""Fitting the quick views: a pass of a frozen backbone over the normal images, and seconds of arithmetic."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pad.config import BATCH_SIZE
+from pad.detector import Detector
+from pad.errors import PadError
+from pad.images.imageset import ImageSet
+from pad.images.stream import Batch, each_batch
+from pad.judging.map_scale import MapScale
+from pad.learning.cross_fit import out_of_fold_scores
+from pad.views.features import Features, joined
+from pad.views.kept import SIDE, KeptNormals
+
+FIT_IMAGES = 4096  # at most so many are fitted on and judged by; more would only cost time and memory
+LEAST_IMAGES = 4  # below, a fold would have nothing to fit on
+
+
+class Looked(NamedTuple):
+    """What the quick views saw of an ImageSet."""
+
+    features: Features  # of those that could be read
+    thumbnails: Tensor  # (n, channels, s, s) uint8
+    indices: list[int]  # of those, in the ImageSet
+    errors: list[tuple[int, str]]  # index and reason
+
+
+def look(detector: Detector, images: ImageSet, progress: bool = False) -> Looked:
+    """The features of all images, in order. Raises PadError if none can be read."""
+    parts: list[Features] = []
+    thumbnails: list[Tensor] = []
+    indices: list[int] = []
+    errors: list[tuple[int, str]] = []
+
+    def see(batch: Batch) -> tuple[Batch, Features | None, Tensor]:
+        if not batch.indices:
+            return batch, None, torch.empty(0)
+        return batch, detector.features(batch.tensor), _thumbnails(batch.tensor)
+
+    disable = None if progress else True
+    with tqdm(total=len(images), desc="looking", unit="image", disable=disable, leave=False) as bar:
+        for batch, features, small in each_batch(see, images, detector.config, detector.device, BATCH_SIZE):
+            if features is not None:
+                parts.append(features)
+                thumbnails.append(small)
+            indices += batch.indices
+            errors += batch.errors
+            bar.update(len(batch.indices) + len(batch.errors))
+    if not parts:
+        raise PadError(f"none of {images.describe()} can be read")
+    return Looked(joined(parts), torch.cat(thumbnails), indices, errors)
+
+
+def _thumbnails(x: Tensor) -> Tensor:
+    from pad.images.resize import at_side
+
+    return ((at_side(x, min(SIDE, x.shape[-1])) + 1) * 127.5).round().byte()
+
+
+def fit_quick(detector: Detector, looked: Looked) -> np.ndarray:
+    """Fits the quick views on all that was seen; returns the score of each image in each view, (n, v), by
+    fits that did not see it. Raises PadError for too few images."""
+    quick, config = detector.quick, detector.config
+    assert quick is not None
+    if len(looked.features) < LEAST_IMAGES:
+        raise PadError(
+            f"the views take at least {LEAST_IMAGES} normal images; only {len(looked.features)} can be read"
+        )
+    scores = out_of_fold_scores(quick, looked.features, config.seed)
+    quick.fit(looked.features)
+    kept = _spread(len(looked.features), config.keep_normals, config.seed)
+    quick.kept = KeptNormals.of(looked.thumbnails[kept], looked.features.take(kept))
+    return scores.numpy()
+
+
+def calibrate_quick(detector: Detector, looked: Looked, scores: np.ndarray) -> None:
+    """Calibrates a detector without a generator by the scores that `fit_quick` gave."""
+    maps = (m for part in torch.arange(len(looked.features)).split(BATCH_SIZE)
+            for m in detector.quick_maps(looked.features.take(part)).numpy())  # fmt: skip
+    detector.calibrate_on(scores, None, {"map_scale": MapScale.from_maps(maps).to_dict()})
+
+
+def fitted_on(images: ImageSet, first: int, seed: int) -> ImageSet:
+    """At most FIT_IMAGES of the images: the `first` ones, and a random choice of the others."""
+    if len(images) <= FIT_IMAGES:
+        return images
+    others = first + torch.randperm(len(images) - first, generator=torch.Generator().manual_seed(seed))
+    chosen = [*range(min(first, FIT_IMAGES // 2)), *others.tolist()]
+    return images.subset(sorted(chosen[:FIT_IMAGES]))
+
+
+def _spread(n: int, count: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count].sort().values
