@@ -11,8 +11,9 @@ from typing import Any
 
 from pad.config import Config
 from pad.errors import PadError, printable, shown
-from pad.store.cache import COMMIT, SLOWEST, time_limit
-from pad.store.hub import check_token, endpoint, explain_upload, offline, parse_hub_spec
+from pad.remote.cache import COMMIT, SLOWEST, time_limit
+from pad.remote.hub import check_token, endpoint, explain_upload, offline
+from pad.store.hub import parse_hub_spec
 from pad.store.model_folder import (
     CALIBRATION,
     CARD,
