@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pad.backbones.timm_model import TimmBackbone, usable_side
-from pad.config import Config
-from pad.errors import PadError, did_you_mean
+from pad.config import MOST_KEPT, Config
+from pad.errors import PadError, did_you_mean, shown
 from pad.views.base import View
 from pad.views.features import Features, features_of
 from pad.views.gaussian import Gaussian
+from pad.views.kept import SIDE as KEPT_SIDE
 from pad.views.kept import KeptNormals
 from pad.views.middle import Middle
 from pad.views.parts import Parts
@@ -88,17 +89,26 @@ class QuickViews(nn.Module):
         return {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the state of `state_dict`, whatever the number of directions of its Gaussians."""
+        """Takes the state of `state_dict`, whatever the number of directions of its Gaussians.
+
+        Raises PadError, before it takes memory for it, for a state that does not fit."""
         for name, module in self.named_modules():
-            if hasattr(module, "make_room") and f"{name}.variances" in state:
-                module.make_room(len(state[f"{name}.variances"]))
-        if len(pictures := state.get("kept.pictures", torch.empty(0))) and pictures.dim() == 4:
+            variances = state.get(f"{name}.variances")
+            # No more directions than there are features: for each there is room for all of them.
+            if isinstance(module, Gaussian) and variances is not None and variances.dim() == 1:
+                module.make_room(min(len(variances), len(module.mean)))
+        pictures = state.get("kept.pictures")
+        if pictures is not None and pictures.dim() == 4:
             count, channels, side = pictures.shape[:3]
-            self.kept = KeptNormals(count, channels, side, self.kept.features.shape[1])
+            if count <= MOST_KEPT and channels in (1, 3) and side <= KEPT_SIDE:
+                self.kept = KeptNormals(count, channels, side, self.kept.features.shape[1])
         expected = self.state_dict()
-        for key in expected.keys() | state.keys():
-            if key not in state or key not in expected or state[key].shape != expected[key].shape:
-                raise PadError(f"the model's views do not fit its recipe: tensor 'views.{key}'; refused")
+        for key in sorted(expected.keys() | state.keys()):
+            wanted, found = expected.get(key), state.get(key)
+            if wanted is None or found is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
+                raise PadError(
+                    f"the model's views do not fit its recipe: tensor {shown('views.' + key)}; refused"
+                )
         self.load_state_dict(dict(state))
 
 
