@@ -157,6 +157,17 @@ class Config:
         return from_mapping({**to_mapping(self), **changes})
 
 
+def fitting_batch(config: Config, wanted: int) -> int:
+    """How many images at a time, of `wanted`, a processor scores: together they have no more pixels than 128
+    of 256x256. A recipe may ask for sides at which more images would take tens of gigabytes."""
+    side = max(config.input_side, config.size)
+    if config.has_generator:
+        side = max(side, round(config.backbone_scale * config.size))
+    if config.quick_views:
+        side = max(side, config.view_size)
+    return max(1, min(wanted, BATCH_SIZE * 256**2 // side**2))
+
+
 def to_mapping(config: Config) -> dict[str, Any]:
     """The recipe as plain YAML types, in the order of the class."""
     plain = dataclasses.asdict(config)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pad.config import BATCH_SIZE, Config, to_mapping
+from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, warn
 from pad.images.identity import NO_HASHES, Hashes, joined, pack, unpack
@@ -416,8 +416,9 @@ class Detector:
         from pad.images.stream import Batch, each_batch
 
         if not isinstance(images, ImageSet):
-            workers = lanes(self.device, BATCH_SIZE)
-            return in_parallel(function, self._batches(images, BATCH_SIZE // workers), workers)
+            size = fitting_batch(self.config, BATCH_SIZE)
+            workers = lanes(self.device, size)
+            return in_parallel(function, self._batches(images, size // workers), workers)
 
         def of_readable(batch: Batch) -> Result:
             for index, reason in batch.errors:
