@@ -21,6 +21,7 @@ from pad.store.files import CannotWrite
 from pad.store.hub import resolve_model
 from pad.store.model_folder import fingerprint
 from pad.store.run_folder import RunFolder
+from pad.tolerance import describe_tolerance
 
 FINE_TUNING_SHARE = (
     0.15  # of the steps of the model it starts from: with all around them, a fifth of its time
@@ -110,6 +111,8 @@ def _announce(
     seen = f"read at {config.input_side}x{config.input_side}, {'grey' if config.channels == 1 else 'colour'}"
     if config.fit == "crop":
         seen += ", cropped to their centre where they are not square"
+    if config.tolerate:
+        seen += f"; as normal: {describe_tolerance(config.tolerate)}"
     if not config.has_generator:
         print(f"fitting the views {', '.join(config.quick_views)} on {training.describe()} ({seen})")
         judges = len(training)
@@ -183,7 +186,11 @@ def _request(before: dict[str, Any], arguments: argparse.Namespace, folder: RunF
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of the recipe that are asked for now, unchecked."""
     settings = parse_assignments(arguments.set)
-    for key, value in (("steps", arguments.steps), ("seed", arguments.seed)):
+    for key, value in (
+        ("steps", arguments.steps),
+        ("seed", arguments.seed),
+        ("tolerate", arguments.tolerate),
+    ):
         if value is not None:
             settings[key] = value
     return settings

@@ -17,7 +17,7 @@ import copy
 import torch
 from torch import Tensor
 
-from pad.views.features import Features
+from pad.views.features import Features, joined
 from pad.views.quick import QuickViews
 
 FOLDS = 5
@@ -33,11 +33,26 @@ def fold_of_each(n: int, seed: int = 0, folds: int = FOLDS) -> Tensor:
     return fold
 
 
-def out_of_fold_scores(views: QuickViews, normal: Features, seed: int = 0) -> Tensor:
-    """The score of each image in each view, (n, views), by a fit on the folds that it is not in."""
+def out_of_fold_scores(
+    views: QuickViews, normal: Features, seed: int = 0, varied: Features | None = None
+) -> Tensor:
+    """The score of each image in each view, (n, views), by a fit on the folds that it is not in.
+
+    varied: of the same images in a tolerated variation, which is in the fold of its image. Then both teach,
+    and the variation is judged.
+    """
+    judged = normal if varied is None else varied
     fold = fold_of_each(len(normal), seed)
     scores = torch.empty(len(normal), len(views.names))
     for held_out in fold.unique():
-        fitted = copy.deepcopy(views).fit(normal.take(fold != held_out))
-        scores[fold == held_out] = fitted.scores(normal.take(fold == held_out))
+        others = fold != held_out
+        fitted = copy.deepcopy(views).fit(taught(normal, varied, others))
+        scores[fold == held_out] = fitted.scores(judged.take(fold == held_out))
     return scores
+
+
+def taught(normal: Features, varied: Features | None, chosen: Tensor) -> Features:
+    """What the chosen images teach: themselves, and their variations."""
+    if varied is None:
+        return normal.take(chosen)
+    return joined([normal.take(chosen), varied.take(chosen)])
