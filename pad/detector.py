@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pad.config import BATCH_SIZE, Config, to_mapping
+from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, warn
-from pad.images.identity import Hashes, pack, unpack
+from pad.images.identity import NO_HASHES, Hashes, joined, pack, unpack
 from pad.images.ranges import warn_of_unit_range
 from pad.images.resize import at_side
 from pad.images.variation import in_variation
@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-_TRAINED_ON = "trained_on"  # in calibration.json, under "extra"
 _NOT_OF_THE_CARD = ("format", "recipe", "backbone", "view_backbone")  # in config.yaml
+_FUSION = ("fusion.mean", "fusion.deviation", "fusion.weights")  # in model.safetensors
 MAP_SIDE = 64  # pixels of the maps that the quick views make
+EXPLAINED_IMAGES = 256  # which say what the generator is worth
 _PLACED = 32  # numbers that place an image in a map of images, where there is no latent
 
 
@@ -67,8 +68,9 @@ class Detector:
         calibration: the scores of held-out normal images, or None.
         card: where it comes from: versions, data, training (plain types).
         device: where it computes.
-        trained_on: hashes of the images that it was trained on (pad/images/identity.py), or None where that
-            is not known: models made by an older version do not say.
+        trained_on: hashes of the images that its generator was trained on (pad/images/identity.py), or None
+            where that is not known: models made by an older version do not say.
+        fitted_on: hashes of the images that its quick views were fitted on.
     """
 
     def __init__(
@@ -81,12 +83,13 @@ class Detector:
         card: Mapping[str, Any] | None = None,
         trained_on: Hashes | None = None,
         fusion: Fusion | None = None,
+        fitted_on: Hashes = NO_HASHES,
     ) -> None:
         if generator is None and quick is None:
             raise PadError("setting 'views': a model needs a view; with --steps 0, one besides the generator")
         self.config, self.device, self.calibration = config, device, calibration
         self.card: dict[str, Any] = dict(card or {})
-        self.trained_on, self.fusion = trained_on, fusion
+        self.trained_on, self.fitted_on, self.fusion = trained_on, fitted_on, fusion
         self.generator, self.quick = generator, quick
         self.dtype = pick_precision(config.precision, device)
         if quick is not None:
@@ -95,7 +98,7 @@ class Detector:
     @property
     def views(self) -> tuple[str, ...]:
         """The names of its views, the generator's first."""
-        return (("generator",) if self.generator else ()) + (self.quick.names if self.quick else ())
+        return self.config.model_views
 
     # Batches of tensors (n, channels, input_side, input_side) in [-1, 1]
 
@@ -126,12 +129,21 @@ class Detector:
 
     def score_batch(self, x: Tensor) -> Tensor:
         """A(x), (n,) float32 on the CPU."""
-        return self._fused(self.score_views(x))
+        return self.fused(self.score_views(x))
+
+    def fused(self, views: Tensor) -> Tensor:
+        """A(x), (n,), of the scores in each view, (n, v). Raises PadError for several views that are not
+        calibrated: without it nobody knows what is unusual in each."""
+        if views.shape[1] == 1:
+            return views[:, 0]
+        if self.fusion is None:
+            raise PadError("its views are not calibrated; `pad calibrate MODEL NORMAL_IMAGES` does it")
+        return torch.from_numpy(self.fusion.fuse(views.numpy()))
 
     def anomaly_map(self, x: Tensor) -> Tensor:
         """Where the image differs, (n, s, s) float32 >= 0: by *parts*, else by the generator.
 
-        It is smoothed over a sixteenth of the image: what matters is the region, not the sharpest pixel.
+        It is smoothed: what matters is the region, not the sharpest pixel.
         """
         return self.examine(x).maps
 
@@ -145,7 +157,7 @@ class Detector:
             features = self._features(x)
             columns.append(self.quick.scores(features))
         views = torch.cat(columns, 1)
-        scores = self._fused(views) if self.fusion or len(self.views) == 1 else views[:, 0]
+        scores = self.fused(views) if self.fusion or len(self.views) == 1 else views[:, 0]
         nearest = compared.nearest if compared else self._nearest_kept(x, features)
         latents = compared.latents if compared else self._placed(features)
         if compared is not None and (self.quick is None or "parts" not in self.quick.names):
@@ -189,14 +201,6 @@ class Detector:
             return self.quick.kept.nearest(features)
         return torch.zeros_like(at_side(x.cpu(), min(MAP_SIDE, x.shape[-1])))
 
-    def _fused(self, views: Tensor) -> Tensor:
-        """(n,) of (n, v)."""
-        if views.shape[1] == 1:
-            return views[:, 0]
-        if self.fusion is None:
-            raise PadError("its views are not calibrated; `pad calibrate MODEL NORMAL_IMAGES` does it")
-        return torch.from_numpy(self.fusion.fuse(views.numpy()))
-
     def scoring_by(self, config: Config) -> Detector:
         """The same networks under a recipe that differs in SCORING_SETTINGS at most (pad/config.py): what it
         knows of errors on normal images, and the calibration, are to be had anew."""
@@ -208,7 +212,7 @@ class Detector:
                 similarity.take_statistics(self.generator.similarity)
             generator = GeneratorView(config, self.generator.networks, similarity, self.device)
         return Detector(
-            config, generator, self.quick, self.device, card=self.card, trained_on=self.trained_on
+            config, generator, self.quick, self.device, None, self.card, self.trained_on, None, self.fitted_on
         )
 
     def _autocast(self) -> torch.autocast:
@@ -234,14 +238,24 @@ class Detector:
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
     def view_p_values(self, images: Any) -> dict[str, np.ndarray]:
-        """How often a normal image looks at least as unusual, in each view by itself: name -> (n,) float64.
+        """How often a normal image looks at least as unusual, in each view by itself: name -> (n,) float64 in
+        (0, 1]. They say why; the verdict is by the fused score alone.
 
         Raises PadError if the model has no calibration, or an image cannot be read.
         """
+        calibration = self._calibrated()
         warn_of_unit_range(images)
         batches = [views.numpy() for views in self._each_batch(self.score_views, images)]
         scores = np.concatenate(batches) if batches else np.empty((0, len(self.views)), np.float32)
-        return self._calibrated().view_p_values(self.views, scores)
+        return calibration.view_p_values(self.views, scores)
+
+    def each_view_p_values(self, views: Tensor) -> list[dict[str, float]]:
+        """The p-value in each view by its name, for each of n images with the scores (n, v); empty without a
+        calibration."""
+        if self.calibration is None:
+            return [{} for _ in views]
+        columns = self.calibration.view_p_values(self.views, views.numpy())
+        return [{name: float(p[row]) for name, p in columns.items()} for row in range(len(views))]
 
     def p_values(self, images: Any) -> np.ndarray:
         """Conformal p-values, (n,) float64 in (0, 1]: how often a normal image scores at least as high.
@@ -262,8 +276,8 @@ class Detector:
         return calibration.verdicts(self.score(images), fpr, confidence)
 
     def explain(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> list[Explanation]:
-        """Why: for each image the nearest normal image that the generator can make, and where it differs;
-        with the verdict that `predict` gives.
+        """Why: for each image the nearest normal image (that the generator can make or, without one, that the
+        model keeps), where it differs, and in which views it is unusual; with the verdict of `predict`.
 
         Raises PadError if an image cannot be read. Warns as `score` and `predict` do.
         """
@@ -284,19 +298,25 @@ class Detector:
         iterator = pictures_of(images)
         while chunk := list(islice(iterator, SHOWN_AT_ONCE)):
             examined = self.examine(batch_tensor([given for _, given in chunk], config))
-            for (picture, given), score, nearest, anomaly_map in zip(
-                chunk, examined.scores.tolist(), examined.nearest, examined.maps, strict=True
+            for (picture, given), score, nearest, anomaly_map, views in zip(
+                chunk,
+                examined.scores.tolist(),
+                examined.nearest,
+                examined.maps,
+                self.each_view_p_values(examined.views),
+                strict=True,
             ):
                 # Tensors come prepared: the recipe's crop is already behind them.
                 seen = config.replace(crop=None) if hasattr(given, "detach") else config
-                row = make_row("", score, self.calibration, fpr, confidence=confidence)
+                row = make_row("", score, self.calibration, fpr, confidence=confidence, views=views)
                 yield make_explanation(
-                    picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale
+                    picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale, row.views
                 )
 
-    def trained_among(self, images: Any) -> np.ndarray:
-        """Which of some images the model was trained on, (n,) bool: the same pictures, whatever their names,
-        order or (lossless) file format; all False where the model does not know.
+    def trained_among(self, images: Any, views: bool = True) -> np.ndarray:
+        """Which of some images the model was trained or fitted on, (n,) bool: the same pictures, whatever
+        their names, order or (lossless) file format; all False where the model does not know.
+        Without `views`, those that its quick views were fitted on do not count.
 
         Raises PadError for what are no images (see `fit`).
         """
@@ -307,9 +327,9 @@ class Detector:
             images = torch.from_numpy(images)
         single = isinstance(images, str | Path) or not hasattr(images, "__len__")
         images = as_image_set([images] if single else images)
-        if self.trained_on is None:
-            return np.zeros(len(images), bool)
-        return np.isin(hashes_of(images), self.trained_on)
+        trained = NO_HASHES if self.trained_on is None else self.trained_on
+        known = joined(trained, self.fitted_on) if views else trained
+        return np.isin(hashes_of(images), known) if len(known) else np.zeros(len(images), bool)
 
     def calibrate(
         self,
@@ -333,9 +353,9 @@ class Detector:
 
         warn_of_unit_range(images)
         extra = dict(extra or {})
-        if self.trained_on is not None and quick_scores is None:
+        if self.trained_on is not None:
             images = images if hasattr(images, "__len__") else list(images)
-            seen = int(self.trained_among(images).sum())
+            seen = int(self.trained_among(images, views=quick_scores is None).sum())
             if seen and not allow_trained:
                 message = trained_message(seen, len(images))
                 raise PadError(f"{message}; leave them out, or say allow_trained=True")
@@ -352,19 +372,33 @@ class Detector:
         extra["map_scale"] = MapScale.from_maps(maps()).to_dict()
         scores = torch.cat(views).numpy()
         if quick_scores is not None:
+            extra["cross_fitted"] = True
             scores[:, len(self.views) - quick_scores.shape[1] :] = quick_scores
-        return self.calibrate_on(scores, torch.cat(latents), extra)
+        return self.calibrate_on(scores, torch.cat(latents), extra, self._explained(images))
+
+    def _explained(self, images: Any) -> float:
+        """The share of the differences between (the first) normal images that the generator explains."""
+        if self.generator is None or self.quick is None:
+            return 0.0
+        generator, first = self.generator, range(EXPLAINED_IMAGES)
+        if hasattr(images, "subset"):
+            images = images.subset(first[: len(images)])
+        elif hasattr(images, "__getitem__") and not isinstance(images, str):
+            images = images[: len(first)]
+        sums = list(self._each_batch(lambda x: generator.explained(self.for_generator(x)), images))
+        own, other = np.sum(sums, axis=0)
+        return 1 - float(own) / max(float(other), 1e-12)
 
     def calibrate_on(
-        self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any]
+        self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any], explained: float = 0.0
     ) -> Calibration:
-        """Sets fusion and calibration from the scores (n, v) of normal images in each view, and their
-        latents."""
+        """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents,
+        and the share of their differences that the generator explains."""
         from pad.latents import kept_latents
 
         measured: dict[str, Any] = dict(extra)
-        self.fusion = Fusion.fit(self.views, views) if len(self.views) > 1 else None
-        scores = self._fused(torch.from_numpy(views))
+        self.fusion = Fusion.fit(self.views, views, explained) if len(self.views) > 1 else None
+        scores = self.fused(torch.from_numpy(views))
         if len(self.views) > 1:
             measured["views"] = {
                 name: [float(f"{value:.9g}") for value in np.sort(column)]
@@ -387,8 +421,9 @@ class Detector:
         from pad.images.stream import Batch, each_batch
 
         if not isinstance(images, ImageSet):
-            workers = lanes(self.device, BATCH_SIZE)
-            return in_parallel(function, self._batches(images, BATCH_SIZE // workers), workers)
+            size = fitting_batch(self.config, BATCH_SIZE)
+            workers = lanes(self.device, size)
+            return in_parallel(function, self._batches(images, size // workers), workers)
 
         def of_readable(batch: Batch) -> Result:
             for index, reason in batch.errors:
@@ -425,14 +460,16 @@ class Detector:
         if self.quick is not None:
             tensors |= {f"views.{key}": value for key, value in self.quick.state_dict().items()}
         if self.fusion is not None:
-            tensors["fusion.mean"] = torch.from_numpy(self.fusion.mean)
-            tensors["fusion.deviation"] = torch.from_numpy(self.fusion.deviation)
+            numbers = (self.fusion.mean, self.fusion.deviation, self.fusion.weights)
+            tensors |= {key: torch.from_numpy(values) for key, values in zip(_FUSION, numbers, strict=True)}
         # The path of a weights file means nothing on another machine; the fingerprint says which it was.
         recipe = {**to_mapping(self.config), "backbone_weights": None, "view_backbone_weights": None}
         config = {"recipe": recipe, **self._backbone_cards(), **self.card}
         calibration = None if self.calibration is None else self.calibration.to_dict()
         if calibration is not None and self.trained_on is not None:
-            calibration["extra"][_TRAINED_ON] = pack(self.trained_on)
+            calibration["extra"]["trained_on"] = pack(self.trained_on)
+        if calibration is not None and len(self.fitted_on):
+            calibration["extra"]["fitted_on"] = pack(self.fitted_on)
         write_model(Path(folder), tensors, config, calibration, readme or model_card(self))
 
     @classmethod
@@ -442,22 +479,27 @@ class Detector:
         device: str = "auto",
         backbone_weights: str | None = None,
         allow_downloads: bool = False,
+        view_backbone_weights: str | None = None,
     ) -> Detector:
-        """See `load`."""
+        """See `load`. `view_backbone_weights` is a file for the backbone of the quick views; without it, the
+        first file is for whichever of the two took its weights from a file."""
         from pad.store.hub import resolve_model
         from pad.store.model_folder import read_model
 
         folder = resolve_model(str(model))
         files = read_model(folder, _expected_tensors)
+        recorded = files.config.get("view_backbone")
+        if view_backbone_weights is None and isinstance(recorded, Mapping) and "file" in recorded:
+            backbone_weights, view_backbone_weights = None, backbone_weights
         config = dataclasses.replace(
-            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=backbone_weights
+            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=view_backbone_weights
         )
         target = pick_device(device)
         generator = quick = fusion = None
         if config.has_generator:
             similarity = build_similarity(config, download=allow_downloads)
             _make_room(similarity, files.tensors)
-            _check_backbone(files.config.get("backbone"), similarity.backbone_card(), folder)
+            _check_backbone("backbone", files.config, similarity.backbone_card(), folder)
             with torch.device("meta"):
                 networks = build_networks(config)
             networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
@@ -469,21 +511,16 @@ class Detector:
             generator = GeneratorView(config, networks, similarity, target)
         if config.quick_views:
             quick = build_quick(config, download=allow_downloads)
-            _check_backbone(files.config.get("view_backbone"), quick.backbone_card(), folder)
+            _check_backbone("view_backbone", files.config, quick.backbone.card(), folder)
             quick.load(_quick_state(files.tensors))
-        if "fusion.mean" in files.tensors:
-            names = (("generator",) if generator else ()) + config.quick_views
-            fusion = Fusion.checked(
-                names, files.tensors["fusion.mean"], files.tensors["fusion.deviation"], str(folder)
-            )
+        if _FUSION[0] in files.tensors:
+            fusion = Fusion.checked(config.model_views, [files.tensors[key] for key in _FUSION], str(folder))
         calibration = files.calibration and Calibration.from_dict(
             files.calibration, f"{folder / 'calibration.json'}"
         )
         card = {k: v for k, v in files.config.items() if k not in _NOT_OF_THE_CARD}
-        trained_on = None
-        if calibration and _TRAINED_ON in calibration.extra:
-            trained_on = _unpacked(calibration.extra.pop(_TRAINED_ON), folder / "calibration.json")
-        return cls(config, generator, quick, target, calibration or None, card, trained_on, fusion)
+        trained_on, fitted_on = _hashes_in(calibration) if calibration else (None, NO_HASHES)
+        return cls(config, generator, quick, target, calibration or None, card, trained_on, fusion, fitted_on)
 
     def _backbone_cards(self) -> dict[str, dict[str, str]]:
         cards = {}
@@ -492,23 +529,22 @@ class Detector:
             cards["backbone"] = _with_file(card, self.config.backbone_weights)
         if self.quick is not None:
             file = self.config.view_backbone_weights
-            cards["view_backbone"] = _with_file(self.quick.backbone_card(), file)
+            cards["view_backbone"] = _with_file(self.quick.backbone.card(), file)
         return cards
+
+
+def _hashes_in(calibration: Calibration) -> tuple[Hashes | None, Hashes]:
+    """Takes what the model was trained and fitted on out of what it keeps with its calibration."""
+    trained, fitted = (calibration.extra.pop(key, None) for key in ("trained_on", "fitted_on"))
+    return None if trained is None else unpack(trained), NO_HASHES if fitted is None else unpack(fitted)
 
 
 def trained_message(seen: int, images: int) -> str:
     """What is said where a model is to be calibrated on `seen` of `images` that it was trained on."""
     return (
-        f"{seen} of {images} image{'' if images == 1 else 's'} were trained on by this model: they score too "
-        "low, so more new normal images would be flagged than promised"
+        f"the model was trained on {seen} of the {images} images given: such images score too low, so more "
+        "new normal images would be flagged than promised"
     )
-
-
-def _unpacked(text: Any, path: Path) -> Hashes:
-    try:
-        return unpack(text)
-    except ValueError:
-        raise PadError(f"{path}: '{_TRAINED_ON}' must hold hashes of images in base64") from None
 
 
 def _warn_if_nothing_can_be_flagged(calibration: Calibration, fpr: float, confidence: float | None) -> None:
@@ -530,8 +566,10 @@ def _expected_tensors(config: Config, found: Mapping[str, TensorSpec]) -> dict[s
                 _make_room(similarity, found)
                 tensors |= _statistics(similarity)
         if config.quick_views:
-            quick = {k: v for k, v in found.items() if k.startswith(("views.", "fusion."))}
+            quick = {k: v for k, v in found.items() if k.startswith("views.")}
             tensors |= {k: torch.empty(v.shape, dtype=v.dtype) for k, v in quick.items()}
+        if any(key in found for key in _FUSION):  # before it is calibrated, a model has none
+            tensors |= {key: torch.empty(len(config.model_views), dtype=torch.float64) for key in _FUSION}
     return tensors
 
 
@@ -561,12 +599,13 @@ def _statistics(similarity: Similarity) -> dict[str, Tensor]:
     return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}
 
 
-def _check_backbone(recorded: Any, present: Mapping[str, str], folder: Path) -> None:
+def _check_backbone(key: str, card: Mapping[str, Any], present: Mapping[str, str], folder: Path) -> None:
+    recorded, option = card.get(key), f"{key}_weights"
     if not isinstance(recorded, Mapping) or not present:
         return
     if recorded.get("fingerprint") != present["fingerprint"]:
         raise PadError(
             f"{folder} was trained with other weights of the backbone {present['name']} than these, "
-            "so its scores would not be comparable; give the right file with --backbone-weights (in training "
-            "with --set backbone_weights=FILE)"
+            f"so its scores would not be comparable; give the right file with --{option.replace('_', '-')} "
+            f"(in training with --set {option}=FILE)"
         )

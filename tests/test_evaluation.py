@@ -229,13 +229,14 @@ def test_json_and_json_lines_read_back(tmp_path: Path, capfdbinary: pytest.Captu
     lines = capfdbinary.readouterr().out.decode("ascii").splitlines()
     assert [json.loads(line) for line in lines] == objects
     assert [o["path"] for o in objects] == [r.path for r in rows]
-    assert all(tuple(o) == COLUMNS for o in objects)
+    assert all(tuple(o) == (*COLUMNS, "views") for o in objects)
     assert objects[9] == {
         "path": "broken.png",
         "score": None,
         "p_value": None,
         "verdict": "",
         "error": "is truncated",
+        "views": {},
     }
     write_scores([], tmp_path / "none.json", "json")
     assert json.loads((tmp_path / "none.json").read_text()) == []
@@ -427,9 +428,9 @@ def test_the_summary_says_what_could_not_be_judged():
     assert reasons([0.1, 5.0], enough) == ""
     assert reasons([0.1, 5.0], None) == "the model has no calibration"
     assert reasons([0.1, 5.0], few) == "18 calibration images cannot hold a rate of 0.05"
-    assert reasons([0.1, None, None, 5.0], enough) == "2 of 4 images could not be read"
+    assert reasons([0.1, None, None, 5.0], enough) == "2 of 4 images could not be scored"
     assert reasons([None], few) == (
-        "18 calibration images cannot hold a rate of 0.05; 1 of 1 image could not be read"
+        "18 calibration images cannot hold a rate of 0.05; 1 of 1 image could not be scored"
     )
     assert reasons([0.1, 5.0], few, 0.05) == "18 calibration images cannot hold a rate of 0.05"
     assert reasons([5.0], enough, 0.05) == ""  # flagged

@@ -155,8 +155,9 @@ def test_an_image_and_its_variation_are_in_one_fold(views: QuickViews, boots: Pa
     """Scores out of fold against fits made by hand on all that is not of the fold; and a stranger in the
     place of one variation looks strange, which it would not to a fit that saw it."""
     normal, varied = (features_of_boots(views, boots, light) for light in (1.0, 0.7))
-    fold = fold_of_each(24, seed=3)
-    scores = out_of_fold_scores(views, normal, 3, varied)
+    hashes = np.arange(24, dtype=np.uint64)
+    fold = fold_of_each(hashes, seed=3)
+    scores = out_of_fold_scores(views, normal, hashes, 3, varied)
     for held_out in fold.unique():
         others = [i for i in range(24) if fold[i] != held_out]
         both = Features(
@@ -168,7 +169,7 @@ def test_an_image_and_its_variation_are_in_one_fold(views: QuickViews, boots: Pa
         torch.testing.assert_close(scores[fold == held_out], views.fit(both).scores(judged))
     stranger = features_of_boots(views, boots, -5.0)  # black
     varied.middle[7] = stranger.middle[7]
-    strange = out_of_fold_scores(views, normal, 3, varied)
+    strange = out_of_fold_scores(views, normal, hashes, 3, varied)
     assert strange[:, 1].argmax() == 7
     assert strange[7, 1] > 1.5 * scores[:, 1].max()
 

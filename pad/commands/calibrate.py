@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pad.detector import Detector, trained_message
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.images.identity import with_hashes
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
@@ -22,11 +22,15 @@ def calibrate(arguments: argparse.Namespace) -> int:
     """`pad calibrate`: model, normal images -> the same model, calibrated on them."""
     images = resolve(arguments.data, "evaluate", arguments.data_root).normal_only()
     detector = Detector.load(
-        arguments.model, arguments.device, arguments.backbone_weights, arguments.allow_downloads
+        arguments.model,
+        arguments.device,
+        arguments.backbone_weights,
+        arguments.allow_downloads,
+        arguments.view_backbone_weights,
     )
     images, errors = readable(images, detector.config)
     for line in errors[:SHOWN]:
-        print(f"skipped {line}", file=sys.stderr)
+        print(printable(f"skipped {line}"), file=sys.stderr)
     if not len(images):
         raise PadError(f"none of the images in {images.source} can be read")
     images = _allowed(detector, images, arguments)

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from pad.config import to_mapping
 from pad.detector import Detector, Examined
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.images.stream import Batch, each_batch
-from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch, make_row
+from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch, make_row, speaking
 from pad.judging.summary import format_table, summarize, write_summary
 
 if TYPE_CHECKING:
@@ -59,7 +59,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     with _stoppable() as check:
         images = resolve(arguments.data, "evaluate", arguments.data_root)
         detector = Detector.load(
-            arguments.model, arguments.device, arguments.backbone_weights, arguments.allow_downloads
+            arguments.model,
+            arguments.device,
+            arguments.backbone_weights,
+            arguments.allow_downloads,
+            arguments.view_backbone_weights,
         )
         with _visuals(detector, images, arguments) as visuals:
             rows = _score_and_write(detector, images, arguments, visuals, check)
@@ -122,7 +126,7 @@ def _score_and_write(
                 writer.finish(rows)
     except (PadError, _Signal) as error:
         if writer and writer.kept:
-            error.args = (f"{error}; {writer.kept}",)
+            error.args = (printable(f"{error}; {writer.kept}"),)
         raise
     return rows
 
@@ -214,22 +218,22 @@ def score_batches(
     """All images in order, read and scored batch by batch, with a progress bar on a terminal. examine: also
     what is drawn of them."""
 
-    def look(batch: Batch) -> tuple[Batch, list[float], Examined | None]:
+    def look(batch: Batch) -> tuple[Batch, list[float], list[dict[str, float]], Examined | None]:
         if not batch.indices:
-            return batch, [], None
-        if not examine:
-            return batch, detector.score_batch(batch.tensor).tolist(), None
-        examined = detector.examine(batch.tensor)
-        return batch, examined.scores.tolist(), examined
+            return batch, [], [], None
+        examined = detector.examine(batch.tensor) if examine else None
+        views = examined.views if examined else detector.score_views(batch.tensor)
+        return batch, detector.fused(views).tolist(), detector.each_view_p_values(views), examined
 
     bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)
     with bar:
         looked = each_batch(look, images, detector.config, detector.device, batch_size)
-        for batch, scores, examined in looked:
-            results: dict[int, tuple[float | None, str]] = {i: (None, reason) for i, reason in batch.errors}
-            results.update({i: (score, "") for i, score in zip(batch.indices, scores, strict=True)})
+        for batch, scores, views, examined in looked:
+            results: dict[int, Any] = {i: (None, reason, None) for i, reason in batch.errors}
+            judged = zip(batch.indices, scores, views, strict=True)
+            results.update({i: (score, "", p_values) for i, score, p_values in judged})
             rows = {}
-            for index, (score, error) in sorted(results.items()):
+            for index, (score, error, p_values) in sorted(results.items()):
                 sample = images.samples[index]
                 rows[index] = make_row(
                     sample.name,
@@ -240,6 +244,7 @@ def score_batches(
                     sample.anomalous,
                     sample.kind,
                     confidence,
+                    p_values,
                 )
             yield Scored(rows, batch.indices, examined)
             bar.update(len(results))
@@ -250,23 +255,23 @@ def _tell(
 ) -> None:
     """Where pictures lie, and which images or pictures are missing: the first few, and how many more."""
     if report := next((path for path in written if path.suffix == ".html"), None):
-        print(f"report: {report}", file=_table_stream(arguments))
+        print(printable(f"report: {report}"), file=_table_stream(arguments))
     if montages := [path for path in written if path.suffix == ".png"]:
-        print(f"explanations: {montages[0].parent}", file=_table_stream(arguments))
+        print(printable(f"explanations: {montages[0].parent}"), file=_table_stream(arguments))
     _tell_first([f"skipped {row.path}: {row.error}" for row in rows if row.error])
     _tell_first(visuals.failures if visuals else [])
 
 
 def _tell_first(lines: list[str]) -> None:
     for line in lines[:SHOWN]:
-        print(_one_line(line), file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     if len(lines) > SHOWN:
         print(f"... and {len(lines) - SHOWN} more like this", file=sys.stderr)
 
 
 def _status(summary: dict[str, Any], arguments: argparse.Namespace) -> int:
-    """The exit status that --fail-on-anomaly and --fail-on-error ask for: 3 for anomalies, which 4 for what
-    could not be judged never hides."""
+    """The exit status that --fail-on-anomaly and --fail-on-error ask for: anomalies (3) come before what
+    could not be judged (4)."""
     if arguments.fail_on_anomaly and summary["counts"]["flagged"]:
         return 3
     if (arguments.fail_on_anomaly or arguments.fail_on_error) and summary["unjudged"]:
@@ -280,17 +285,18 @@ def _table_stream(arguments: argparse.Namespace) -> Any:
 
 
 def _most_anomalous(rows: list[Row]) -> str:
-    """The most anomalous images as a table, one line each."""
+    """The most anomalous images as a table, one line each; of anomalies, the views that they are most unusual
+    in."""
     shown = sorted(rows, key=lambda row: -(row.score or 0))[:SHOWN]
-    lines = ["   score  p-value  verdict  image"]
-    for row in shown:
+    seen_by = [", ".join(speaking(row.views)) if row.verdict == ANOMALY else "" for row in shown]
+    column = ["seen by", *seen_by] if any(seen_by) else [""] * (1 + len(shown))
+    width = max(map(len, column))
+    column = [f"{text:{width}}  " if width else "" for text in column]
+    lines = [f"   score  p-value  verdict  {column[0]}image"]
+    for row, views in zip(shown, column[1:], strict=True):
         p_value = "       " if row.p_value is None else f"{row.p_value:7.4f}"
         mark = "ANOMALY" if row.verdict == ANOMALY else f"{row.verdict:7}"
-        lines.append(f"{row.score:8.4f}  {p_value}  {mark}  {_one_line(row.path)}")
+        lines.append(f"{row.score:8.4f}  {p_value}  {mark}  {views}{printable(row.path)}")
     if len(rows) > SHOWN:
         lines.append(f"... and {len(rows) - SHOWN} more, less anomalous")
     return "\n".join(lines)
-
-
-def _one_line(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")

@@ -50,6 +50,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
                         "normal, to keep it (default: the model's own; none: may be forgotten)")  # fmt: skip
     parser.add_argument("--tolerate", metavar="WHAT", help="what new normal images may differ by, such as "
                         "brightness=0.2,contrast=0.2,rotation=5,shift=0.05,flip; none: nothing")  # fmt: skip
+    parser.add_argument("--check", nargs="+", metavar="DATA", help="with --from: anomalies that the model "
+                        "finds; says how many are found before and after")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on where RUN stopped")
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
@@ -117,6 +119,9 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="+", metavar="DATA", help="images: files, folders, globs, or a dataset")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
     parser.add_argument("--backbone-weights", metavar="FILE", help="weights of the backbones vgg16 and vgg19")
+    parser.add_argument(
+        "--view-backbone-weights", metavar="FILE", help="weights of a backbone of the views, timm:MODEL"
+    )
     _add_downloads(parser)
 
 

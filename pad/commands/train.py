@@ -14,8 +14,11 @@ from pad.errors import PadError
 from pad.images.identity import Hashes, hashes_of, joined
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
-from pad.learning.replay import NO_REPLAY, Replay, format_quality, make_replay
-from pad.learning.run import check_recipe, split_images, train_detector
+from pad.judging.calibration import round_up
+from pad.learning.comparison import format_quality, warnings_of
+from pad.learning.quick import most_fitted
+from pad.learning.replay import NO_REPLAY, Replay, make_replay
+from pad.learning.run import check_recipe, readable, split_images, train_detector
 from pad.recipes import build_config
 from pad.store.files import CannotWrite
 from pad.store.hub import resolve_model
@@ -34,6 +37,7 @@ FREE_ON_RESUME = (
     "checkpoint_every",
     "tensorboard",
     "backbone_weights",  # where the file lies; what is in it is checked
+    "view_backbone_weights",
 )
 
 
@@ -68,15 +72,18 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
         config = _fresh_config(start, arguments.config, settings, images, bool(request["minutes"]))
     else:
         config = _resumed_config(recipe, arguments.config, settings)
+    if request["minutes"]:
+        config = _to_be_trained(config, settings)
     if checkpoint is not None:
         _check_unchanged(from_mapping(checkpoint["recipe"]), config)
     check_recipe(config, start, request["data_root"])
+    check = _check(request, config) if request["check"] else None
     trained = start.trained_on if start else None
     training, calibration = split_images(images, config, trained, progress=True)
     new = joined(hashes_of(training), hashes_of(calibration))
     replay = _replay(start, request, before, len(training), new) if start else None
     folder.write_request({**request, "recipe": to_mapping(config)})
-    if arguments.resume and checkpoint is None:
+    if arguments.resume and checkpoint is None and config.has_generator:
         print(f"{folder.path} has no checkpoint yet: starting from the beginning", file=sys.stderr)
     _announce(config, training, calibration, request["minutes"], checkpoint)
     if start is not None:
@@ -93,6 +100,7 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
         progress=True,
         data_root=request["data_root"],
         replay=replay,
+        check=check,
     )
     _report(detector, folder.path)
     if start is not None:
@@ -114,8 +122,9 @@ def _announce(
     if config.tolerate:
         seen += f"; as normal: {describe_tolerance(config.tolerate)}"
     if not config.has_generator:
-        print(f"fitting the views {', '.join(config.quick_views)} on {training.describe()} ({seen})")
-        judges = len(training)
+        later = "; no generator: --resume --steps N adds one" if "generator" in config.views else ""
+        print(f"fitting the views {', '.join(config.quick_views)} on {training.describe()} ({seen}){later}")
+        judges = min(len(training), most_fitted(config))
     else:
         length = f"{minutes:g} minutes" if minutes else f"{config.steps} steps"
         since = f", from step {checkpoint['trainer']['steps_done']}" if checkpoint else ""
@@ -123,8 +132,8 @@ def _announce(
             f"training on {training.describe()} ({seen}) for {length}{since}; "
             f"{len(calibration)} more are kept for calibration"
         )
-        judges = len(calibration)
-    print(f"false-alarm rates from {100 / (judges + 1):.2g} % up can be held", flush=True)
+        judges = min(len(calibration), most_fitted(config) // 2) if config.quick_views else len(calibration)
+    print(f"false-alarm rates can be held from --fpr {round_up(1 / (judges + 1))} up", flush=True)
 
 
 # What was asked for, now or when the run was started -----------------------------------------------
@@ -141,6 +150,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "from_sha256": str,
     "replay": list,
     "replay_sha256": str,
+    "check": list,
     "recipe": dict,
 }
 
@@ -162,11 +172,14 @@ def _request(before: dict[str, Any], arguments: argparse.Namespace, folder: RunF
     if not data:
         raise PadError("--data is missing: name your normal images")
     minutes, steps = arguments.minutes, arguments.steps
-    if not minutes and not steps:
+    if minutes is None and steps is None:
         minutes, steps = before.get("minutes"), before.get("steps")
     start, replay = arguments.start or before.get("from"), arguments.replay or before.get("replay")
     if replay and not start:
         raise PadError("--replay goes with --from MODEL: it is what keeps that model's old normal")
+    check = arguments.check or before.get("check")
+    if check and not start:
+        raise PadError("--check goes with --from MODEL: it is what that model finds and should go on finding")
     known = before.get("set") or []
     return {
         "data": data,
@@ -180,6 +193,7 @@ def _request(before: dict[str, Any], arguments: argparse.Namespace, folder: RunF
         "from_sha256": None,
         "replay": replay,
         "replay_sha256": None,
+        "check": check,
     }
 
 
@@ -211,10 +225,19 @@ def _start(
         )
     if not request["from"]:
         return None
-    weights = settings.get("backbone_weights")
-    return Detector.load(
-        folder, arguments.device, None if weights is None else str(weights), arguments.allow_downloads
-    )
+    files = [settings.get(key) for key in ("backbone_weights", "view_backbone_weights")]
+    weights, view_weights = (None if file is None else str(file) for file in files)
+    return Detector.load(folder, arguments.device, weights, arguments.allow_downloads, view_weights)
+
+
+def _check(request: dict[str, Any], config: Config) -> ImageSet:
+    """The anomalies of --check: of labelled images those that are anomalous, otherwise all."""
+    images = resolve(request["check"], "evaluate", request["data_root"])
+    images = images.subset(i for i, sample in enumerate(images.samples) if sample.anomalous is not False)
+    images, errors = readable(images, config)
+    if not len(images):
+        raise PadError(f"--check: {errors[0] if errors else f'all images in {images.source} are normal'}")
+    return images
 
 
 def _say_what_was_trained_on(start: Detector, training: ImageSet) -> None:
@@ -272,6 +295,19 @@ def _resumed_config(recipe: dict[str, Any], name: str | None, settings: dict[str
     return changed
 
 
+def _to_be_trained(config: Config, settings: dict[str, Any]) -> Config:
+    """A recipe for `--minutes`: with a generator, also where the run had the quick views alone so far. Raises
+    PadError if it is to have none."""
+    if not config.steps and settings.get("steps") != 0:
+        config = config.replace(steps=Config.steps)
+    if not config.has_generator:
+        raise PadError(
+            "--minutes trains a generator, and the recipe has none (settings 'views' and 'steps'): leave one "
+            "of them away"
+        )
+    return config
+
+
 def _check_unchanged(before: Config, now: Config) -> None:
     """Raises PadError if a setting differs that the weights depend on."""
     theirs, ours = to_mapping(before), to_mapping(now)
@@ -296,9 +332,12 @@ def _report(detector: Detector, folder: Path) -> None:
 
 
 def _report_fine_tuning(detector: Detector, replay: Replay | None) -> None:
-    """Old and new normal images before and after."""
+    """Normal images and anomalies before and after."""
     generated = replay is not None and replay.generated
-    print(f"\n{format_quality(detector.card['fine_tuning']['quality'], generated)}")
+    quality = detector.card["fine_tuning"]["quality"]
+    print(f"\n{format_quality(quality, generated)}")
+    for warning in warnings_of(quality):
+        print(f"warning: {warning}", file=sys.stderr)
     if generated:
         print(
             "the old normal was replayed from the model itself, so its false-alarm rate is an estimate; "

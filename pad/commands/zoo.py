@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from pad.config import zoo_folder
 from pad.errors import PadError, printable
+from pad.remote.cache import sha256
 from pad.store.files import atomic
 from pad.store.hub import resolve_model, suggest, zoo_names
-from pad.store.index import ZooModel, is_inside, read_index, sha256
+from pad.store.index import ZooModel, is_inside, read_index
 from pad.store.model_folder import CARD, LIMITS, MAX_OTHER, check_inside, present, read_inside, read_model
 from pad.store.plain_json import parse_json
 

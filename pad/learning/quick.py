@@ -12,7 +12,9 @@ from tqdm import tqdm
 from pad.config import BATCH_SIZE, Config
 from pad.detector import Detector
 from pad.errors import PadError
+from pad.images.identity import Hashes, hashes_of
 from pad.images.imageset import ImageSet
+from pad.images.resize import at_side
 from pad.images.stream import Batch, each_batch
 from pad.judging.map_scale import MapScale
 from pad.learning.cross_fit import out_of_fold_scores, taught
@@ -30,6 +32,7 @@ class Looked(NamedTuple):
     varied: Features | None  # of the same in a variation each, where some are tolerated
     thumbnails: Tensor  # (n, channels, s, s) uint8
     indices: list[int]  # of those, in the ImageSet
+    hashes: Hashes  # of those: which pictures they are
     errors: list[tuple[int, str]]  # index and reason
 
 
@@ -63,12 +66,11 @@ def look(detector: Detector, images: ImageSet, progress: bool = False) -> Looked
     if not parts:
         raise PadError(f"none of {images.describe()} can be read")
     varied_features = joined(varied_parts) if varied_parts else None
-    return Looked(joined(parts), varied_features, torch.cat(thumbnails), indices, errors)
+    hashes = hashes_of(images)[indices]
+    return Looked(joined(parts), varied_features, torch.cat(thumbnails), indices, hashes, errors)
 
 
 def _thumbnails(x: Tensor) -> Tensor:
-    from pad.images.resize import at_side
-
     return ((at_side(x, min(SIDE, x.shape[-1])) + 1) * 127.5).round().byte()
 
 
@@ -81,7 +83,7 @@ def fit_quick(detector: Detector, looked: Looked) -> np.ndarray:
         raise PadError(
             f"the views take at least {LEAST_IMAGES} normal images; only {len(looked.features)} can be read"
         )
-    scores = out_of_fold_scores(quick, looked.features, config.seed, looked.varied)
+    scores = out_of_fold_scores(quick, looked.features, looked.hashes, config.seed, looked.varied)
     quick.fit(taught(looked.features, looked.varied, torch.arange(len(looked.features))))
     kept = _spread(len(looked.features), config.keep_normals, config.seed)
     quick.kept = KeptNormals.of(looked.thumbnails[kept], looked.features.take(kept))
@@ -93,7 +95,8 @@ def calibrate_quick(detector: Detector, looked: Looked, scores: np.ndarray) -> N
     seen = looked.features if looked.varied is None else looked.varied
     maps = (m for part in torch.arange(len(seen)).split(BATCH_SIZE)
             for m in detector.quick_maps(seen.take(part)).numpy())  # fmt: skip
-    detector.calibrate_on(scores, None, {"map_scale": MapScale.from_maps(maps).to_dict()})
+    extra = {"cross_fitted": True, "map_scale": MapScale.from_maps(maps).to_dict()}
+    detector.calibrate_on(scores, None, extra)
 
 
 def most_fitted(config: Config) -> int:

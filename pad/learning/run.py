@@ -23,16 +23,17 @@ from tqdm import tqdm
 
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.images.identity import NO_HASHES, Hashes, hashes_of, joined, with_hashes
 from pad.images.imageset import ImageSet, joined_sets
 from pad.images.resize import at_side
 from pad.images.resolve import resolve
 from pad.images.stream import load_all, stream
 from pad.images.variation import in_variation
-from pad.judging.calibration import calibration_split
+from pad.judging.calibration import Calibration, calibration_split
+from pad.learning.comparison import compare
 from pad.learning.quick import calibrate_quick, fit_quick, fitted_on, look, most_fitted
-from pad.learning.replay import MixedImages, Replay, calibrate_both, compare, generator_of
+from pad.learning.replay import MixedImages, Replay, calibrate_both, generator_of
 from pad.learning.trainer import (
     CACHE_BYTES,
     Images,
@@ -56,7 +57,14 @@ from pad.views.quick import build_quick
 MINIMUM_IMAGES = 8
 GRID_COLUMNS = 8
 RESIDUAL_IMAGES = 2048  # of the training images, which say how a model errs on normal ones
-_BOOKKEEPING = ("log_every", "sample_every", "checkpoint_every", "tensorboard", "backbone_weights")
+_BOOKKEEPING = (
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "tensorboard",
+    "backbone_weights",
+    "view_backbone_weights",
+)
 
 
 # What the weights of a model depend on.
@@ -181,6 +189,7 @@ def train_detector(
     progress: bool = False,
     data_root: Path | None = None,
     replay: Replay | None = None,
+    check: ImageSet | None = None,
 ) -> Detector:
     """Trains, calibrates, and (with a folder) keeps checkpoints, samples, a log and the model.
 
@@ -193,13 +202,17 @@ def train_detector(
         checkpoint: of this run, to go on from.
         start: a trained detector to start from; its mu and sigma stay, so that scores stay comparable.
         replay: images of what `start` calls normal, to train on besides.
+        check: anomalies; how many of them `start` finds, and the new detector, is put on its card.
         progress: show progress bars (on a terminal).
 
     Raises:
-        PadError: too few readable images, settings that do not fit, or a loss that is no longer finite.
+        PadError: too few readable images, settings that do not fit (`minutes` without a generator, say), or a
+            loss that is no longer finite.
         Interrupted: SIGINT or SIGTERM came, and the run was saved; only with a folder.
     """
     begun = time.monotonic()
+    if minutes is not None and not config.has_generator:
+        raise PadError("a time to train for, and no generator to train: leave the time away, or give steps")
     if not config.has_generator:
         return _fit_views(config, training, device, folder, begun, progress)
     source, errors = load_images(training, config, progress)
@@ -240,7 +253,7 @@ def train_detector(
             "replayed_images": len(replay.training) if replay else 0,
         }
     run_folder = None if folder is None else RunFolder(folder)
-    run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, trained, start, replay)
+    run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, trained, start, replay, check)
     run.training_images = training
     if checkpoint is not None:
         run.resume(checkpoint)
@@ -271,7 +284,7 @@ def _fit_views(
             "finished": True,
         },
     }
-    detector.trained_on = hashes_of(images)
+    detector.trained_on, detector.fitted_on = NO_HASHES, hashes_of(images)
     if folder is not None:
         detector.save(RunFolder(folder).model)
     return detector
@@ -279,7 +292,7 @@ def _fit_views(
 
 def _tell_skipped(lines: list[str]) -> None:
     for line in lines[:20]:
-        print(f"skipped {line}", file=sys.stderr)
+        print(printable(f"skipped {line}"), file=sys.stderr)
     if len(lines) > 20:
         print(f"skipped {len(lines) - 20} more", file=sys.stderr)
 
@@ -339,7 +352,7 @@ def finished_detector(
     """
     if not present(folder / "model"):
         return None
-    detector = Detector.load(folder, device, config.backbone_weights)
+    detector = _load(folder, device, config)
     if not detector.card.get("training", {}).get("finished"):
         return None
     asked, found = to_mapping(config), to_mapping(detector.config)
@@ -389,7 +402,7 @@ def _calibrate(detector: Detector, training: ImageSet, calibration: ImageSet, pr
     detector.calibrate(
         calibration.subset([looked.indices[row] for row in judged]), quick_scores=scores[judged]
     )
-    detector.trained_on = joined(detector.trained_on or NO_HASHES, hashes_of(calibration))
+    detector.fitted_on = joined(hashes_of(training), hashes_of(calibration))
 
 
 class Run:
@@ -408,16 +421,18 @@ class Run:
         trained_on: Hashes,
         start: Detector | None = None,
         replay: Replay | None = None,
+        check: ImageSet | None = None,
     ) -> None:
         self.trainer, self.config = trainer, trainer.config
         self.calibration, self.card, self.folder, self.minutes = calibration, card, folder, minutes
         self.begun, self.progress = begun, progress
-        self.trained_on, self.start, self.replay = trained_on, start, replay
+        self.trained_on, self.start, self.replay, self.check = trained_on, start, replay, check
         self.received: list[int] = []  # signals
         self.saved: int | None = None  # the step of the newest checkpoint
         self.trained = False  # to the end, and saved
         self.writer: Any = None
         self.training_images: ImageSet = calibration.subset([])
+        self.new_normal: Calibration | None = None  # without an old normal
 
     def run(self) -> Detector:
         """Trains to the end, or from where `resume` has put it, and makes the model."""
@@ -425,8 +440,7 @@ class Run:
             if not self.trained:
                 self._train()
             elif self.folder is not None and _is_model_of(self.folder, self.trainer.steps_done):
-                device, weights = str(self.trainer.device), self.config.backbone_weights
-                return Detector.load(self.folder.model, device, weights)
+                return _load(self.folder.model, str(self.trainer.device), self.config)
             return self._finish()
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -526,7 +540,9 @@ class Run:
         """Makes the model of the run, and saves it."""
         detector = self._calibrated()
         if self.start is not None:
-            quality = compare(self.start, detector, self.replay, self.calibration)
+            quality = compare(
+                self.start, detector, self.replay, self.calibration, self.check, self.new_normal
+            )
             detector.card["fine_tuning"]["quality"] = quality
         if self.folder is not None:
             detector.save(self.folder.model)
@@ -559,6 +575,7 @@ class Run:
         batches = in_batches(trainer.images, chosen)
         generator.fit_residuals(_with_variations(batches, self.config), old)
         _calibrate(detector, self.training_images, self.calibration, self.progress)
+        self.new_normal = detector.calibration
         if self.start is not None and self.replay is not None:
             calibrate_both(detector, self.start, self.replay)
         return detector
@@ -657,6 +674,11 @@ def _is_model_of(folder: RunFolder, step: int) -> bool:
     except PadError:
         return False
     return isinstance(training, Mapping) and bool(training.get("finished")) and training.get("steps") == step
+
+
+def _load(model: Path, device: str, config: Config) -> Detector:
+    view_weights = config.view_backbone_weights
+    return Detector.load(model, device, config.backbone_weights, view_backbone_weights=view_weights)
 
 
 def _backbone(similarity: Similarity) -> str | None:

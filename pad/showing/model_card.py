@@ -13,14 +13,23 @@ def model_card(detector: Detector) -> str:
     """README.md of a model folder, in Markdown."""
     config, card = detector.config, detector.card
     data, training = card.get("data", {}), card.get("training", {})
+    side = config.input_side
     rows = {
         "normal images": f"{data.get('images', '?')} from `{data.get('source', '?')}`",
-        "input": f"{config.size}x{config.size}, {'grey' if config.channels == 1 else 'colour'}",
-        "similarity": f"{config.similarity}, {config.backbone} {', '.join(config.layers)}"
-        if config.similarity == "relative-perceptual-l1"
-        else config.similarity,
-        "trained for": f"{training.get('steps', '?')} steps, {training.get('seconds', 0) / 60:.1f} minutes "
-        f"on {training.get('hardware', '?')}",
+        "input": f"{side}x{side}, {'grey' if config.channels == 1 else 'colour'}",
+        "views": ", ".join(detector.views),
+    }
+    if detector.quick is not None:
+        backbone = detector.quick.backbone
+        rows["views of features"] = f"{backbone.name} at {backbone.side}x{backbone.side}"
+    if detector.generator is not None:
+        similarity = config.similarity
+        if similarity == "relative-perceptual-l1":
+            similarity += f", {config.backbone} {', '.join(config.layers)}"
+        rows["generator"] = f"{config.size}x{config.size}, {training.get('steps', '?')} steps"
+        rows["similarity"] = similarity
+    rows |= {
+        "trained for": f"{training.get('seconds', 0) / 60:.1f} minutes on {training.get('hardware', '?')}",
         "seed": str(config.seed),
         "calibrated on": _calibrated_on(detector.calibration)
         if detector.calibration is not None
@@ -44,6 +53,8 @@ def model_card(detector: Detector) -> str:
 
 def _calibrated_on(calibration: Calibration) -> str:
     trained = calibration.extra.get("trained_images")
+    if calibration.extra.get("cross_fitted"):
+        return f"{len(calibration)} normal images, each judged by views that were fitted without it"
     if not trained:
         return f"{len(calibration)} normal images never trained on"
     return (
