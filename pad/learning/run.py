@@ -376,7 +376,8 @@ def _calibrate(detector: Detector, training: ImageSet, calibration: ImageSet, pr
     detector.calibrate(
         calibration.subset([looked.indices[row] for row in judged]), quick_scores=scores[judged]
     )
-    detector.trained_on = joined(detector.trained_on or NO_HASHES, hashes_of(calibration))
+    known = NO_HASHES if detector.trained_on is None else detector.trained_on
+    detector.trained_on = joined(known, hashes_of(calibration))
 
 
 class Run:
