@@ -21,6 +21,7 @@ from pad.judging.map_scale import scale_of
 from pad.networks import build_networks
 from pad.showing.explanation import make_explanation
 from pad.similarity.build import build_similarity
+from pad.views.generator import GeneratorView
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,9 @@ def detector(boots: Path) -> Detector:
     """Untrained networks with a pixel similarity: quick, and all that drawing needs."""
     torch.manual_seed(0)
     config = Config(size=32, channels=1, similarity="l1", precision="float32")
-    found = Detector(config, build_networks(config), build_similarity(config), torch.device("cpu"))
+    cpu = torch.device("cpu")
+    view = GeneratorView(config, build_networks(config), build_similarity(config), cpu)
+    found = Detector(config, view, None, cpu)
     found.calibrate(sorted(boots.glob("*.png"))[:60])
     return found
 
@@ -222,7 +225,7 @@ def test_a_picture_that_cannot_be_drawn_is_left_out_and_told(detector: Detector,
     with ReportWriter(
         tmp_path / "report.html", calibration=detector.calibration, fpr=0.05, config=detector.config
     ) as report:
-        visuals = Visuals(detector, images, report, 6)
+        visuals = Visuals(detector.config, detector.calibration, images, report, 6)
         for batch in score_batches(detector, images, 0.05, 4, examine=True):
             rows += batch.rows.values()
             visuals.add(*batch)

@@ -9,21 +9,22 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from pad.config import to_mapping
-from pad.detector import Detector, Examined
+from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.images.stream import Batch, each_batch
+from pad.judging.map_scale import scale_of
 from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch, make_row
 from pad.judging.summary import format_table, summarize, write_summary
-
-if TYPE_CHECKING:
-    from pad.showing.visuals import Visuals
+from pad.showing.report import ReportWriter
+from pad.showing.visuals import Visuals
+from pad.views.examined import Examined
 
 SHOWN = 10  # rows on the terminal
 
@@ -171,15 +172,11 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
     if not arguments.report and not arguments.explain:
         yield None
         return
-    from pad.judging.map_scale import scale_of
-    from pad.showing.report import ReportWriter
-    from pad.showing.visuals import Visuals
-
     option = "--report" if arguments.report else "--explain"
     if not arguments.out or arguments.out == "-":
         raise PadError(f"{option} writes files: name a folder for them with --out")
     if not arguments.report:
-        yield Visuals(detector, images, None, arguments.explain)
+        yield Visuals(detector.config, detector.calibration, images, None, arguments.explain)
         return
     with ReportWriter(
         Path(arguments.out) / "report.html",
@@ -194,7 +191,7 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         projection=arguments.projection,
     ) as report:
-        yield Visuals(detector, images, report, arguments.explain)
+        yield Visuals(detector.config, detector.calibration, images, report, arguments.explain)
 
 
 def score_rows(detector: Detector, images: ImageSet, fpr: float, batch_size: int) -> Iterator[Row]:

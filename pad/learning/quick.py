@@ -13,6 +13,7 @@ from pad.config import BATCH_SIZE
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.imageset import ImageSet
+from pad.images.resize import at_side
 from pad.images.stream import Batch, each_batch
 from pad.judging.map_scale import MapScale
 from pad.learning.cross_fit import out_of_fold_scores
@@ -59,8 +60,6 @@ def look(detector: Detector, images: ImageSet, progress: bool = False) -> Looked
 
 
 def _thumbnails(x: Tensor) -> Tensor:
-    from pad.images.resize import at_side
-
     return ((at_side(x, min(SIDE, x.shape[-1])) + 1) * 127.5).round().byte()
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from pad.detector import Detector
-    from pad.judging.calibration import Calibration
+from pad.config import Config
+from pad.judging.calibration import Calibration
 
 
-def model_card(detector: Detector) -> str:
-    """README.md of a model folder, in Markdown."""
-    config, card = detector.config, detector.card
+def model_card(config: Config, card: Mapping[str, Any], calibration: Calibration | None) -> str:
+    """README.md of a model folder, in Markdown, from what `Detector` calls so."""
     data, training = card.get("data", {}), card.get("training", {})
     rows = {
         "normal images": f"{data.get('images', '?')} from `{data.get('source', '?')}`",
@@ -22,15 +21,15 @@ def model_card(detector: Detector) -> str:
         "trained for": f"{training.get('steps', '?')} steps, {training.get('seconds', 0) / 60:.1f} minutes "
         f"on {training.get('hardware', '?')}",
         "seed": str(config.seed),
-        "calibrated on": _calibrated_on(detector.calibration)
-        if detector.calibration is not None
+        "calibrated on": _calibrated_on(calibration)
+        if calibration is not None
         else "nothing yet: `pad calibrate MODEL NORMAL_IMAGES`",
     }
     if tuning := card.get("fine_tuning"):
         rows["fine-tuned from"] = (
             f"a model of `{tuning['from'].get('source', '?')}`; replayed: {tuning['replay']}"
         )
-    if detector.calibration is not None and detector.calibration.extra.get("old_normal") == "estimated":
+    if calibration is not None and calibration.extra.get("old_normal") == "estimated":
         rows["calibrated on"] += (
             "; the old model's scores stand for its old normal: there the rate is an estimate"
         )
