@@ -212,9 +212,9 @@ class Vanishing:
 
 
 def test_a_picture_that_cannot_be_drawn_is_left_out_and_told(detector: Detector, boots: Path, tmp_path: Path):
-    from pad.commands.evaluate import score_batches
     from pad.images.imageset import ImageSet, Sample
     from pad.judging.summary import summarize
+    from pad.scoring import score_batches
     from pad.showing.report import ReportWriter
     from pad.showing.visuals import Visuals
 

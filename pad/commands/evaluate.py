@@ -9,22 +9,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from tqdm import tqdm
+from typing import Any
 
 from pad.config import to_mapping
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
-from pad.images.stream import Batch, each_batch
 from pad.judging.map_scale import scale_of
-from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch, make_row
+from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch
 from pad.judging.summary import format_table, summarize, write_summary
+from pad.scoring import score_batches
 from pad.showing.report import ReportWriter
 from pad.showing.visuals import Visuals
-from pad.views.examined import Examined
 
 SHOWN = 10  # rows on the terminal
 
@@ -43,14 +40,6 @@ class _Signal(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
-
-
-class Scored(NamedTuple):
-    """A batch of an ImageSet, scored."""
-
-    rows: dict[int, Row]  # by index, in order; also of those that could not be read
-    indices: list[int]  # of the images that `examined` holds
-    examined: Examined | None
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -192,54 +181,6 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
         projection=arguments.projection,
     ) as report:
         yield Visuals(detector.config, detector.calibration, images, report, arguments.explain)
-
-
-def score_rows(detector: Detector, images: ImageSet, fpr: float, batch_size: int) -> Iterator[Row]:
-    """A row for every image in order."""
-    for batch in score_batches(detector, images, fpr, batch_size):
-        yield from batch.rows.values()
-
-
-def score_batches(
-    detector: Detector,
-    images: ImageSet,
-    fpr: float,
-    batch_size: int,
-    examine: bool = False,
-    confidence: float | None = None,
-) -> Iterator[Scored]:
-    """All images in order, read and scored batch by batch, with a progress bar on a terminal. examine: also
-    what is drawn of them."""
-
-    def look(batch: Batch) -> tuple[Batch, list[float], Examined | None]:
-        if not batch.indices:
-            return batch, [], None
-        if not examine:
-            return batch, detector.score_batch(batch.tensor).tolist(), None
-        examined = detector.examine(batch.tensor)
-        return batch, examined.scores.tolist(), examined
-
-    bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)
-    with bar:
-        looked = each_batch(look, images, detector.config, detector.device, batch_size)
-        for batch, scores, examined in looked:
-            results: dict[int, tuple[float | None, str]] = {i: (None, reason) for i, reason in batch.errors}
-            results.update({i: (score, "") for i, score in zip(batch.indices, scores, strict=True)})
-            rows = {}
-            for index, (score, error) in sorted(results.items()):
-                sample = images.samples[index]
-                rows[index] = make_row(
-                    sample.name,
-                    score,
-                    detector.calibration,
-                    fpr,
-                    error,
-                    sample.anomalous,
-                    sample.kind,
-                    confidence,
-                )
-            yield Scored(rows, batch.indices, examined)
-            bar.update(len(results))
 
 
 def _tell(
