@@ -21,6 +21,7 @@ BACKBONES = ("vgg16-st", "vgg16", "vgg19")
 BATCH_SIZE = 128  # images scored at a time, divided among the lanes of a CPU (pad/devices.py)
 MOST_BATCH = 1 << 14  # images in a batch: more is a slip, or means to exhaust the memory
 VIEWS = ("generator", "whole", "middle", "parts")
+MOST_KEPT = 1024  # normal images that a model keeps
 MOST_SEEN = 1024  # side of the images that a backbone sees, in pixels
 SCORING_SETTINGS = (  # they touch the score alone: training is the same whatever they are
     "feature_weights",
@@ -145,6 +146,11 @@ class Config:
     def quick_views(self) -> tuple[str, ...]:
         """The views that are fitted in seconds."""
         return tuple(view for view in self.views if view != "generator")
+
+    @property
+    def model_views(self) -> tuple[str, ...]:
+        """All views of a model, the generator's first."""
+        return (("generator",) if self.has_generator else ()) + self.quick_views
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some values changed. Raises PadError for unknown keys or unusable values."""
@@ -276,7 +282,7 @@ def check(config: Config) -> None:
     need(32 <= config.view_size <= MOST_SEEN, "view_size", f"a side from 32 to {MOST_SEEN} pixels")
     need(config.input_size is None or size <= config.input_size <= MOST_SEEN, "input_size",
          f"null, or a side from {size} to {MOST_SEEN} pixels")  # fmt: skip
-    need(0 <= config.keep_normals <= 1024, "keep_normals", "a whole number from 0 to 1,024")
+    need(0 <= config.keep_normals <= MOST_KEPT, "keep_normals", f"a whole number from 0 to {MOST_KEPT:,}")
     for key, most in (("refine_steps", 1000), ("residual_components", 1 << 16), ("augment_shift", size),
                       ("seed", 2**63 - 2)):  # fmt: skip
         need(0 <= getattr(config, key) <= most, key, f"a whole number from 0 to {most:,}")

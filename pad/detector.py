@@ -50,7 +50,9 @@ Result = TypeVar("Result")
 
 _TRAINED_ON = "trained_on"  # in calibration.json, under "extra"
 _NOT_OF_THE_CARD = ("format", "recipe", "backbone", "view_backbone")  # in config.yaml
+_FUSION = ("fusion.mean", "fusion.deviation", "fusion.weights")  # in model.safetensors
 MAP_SIDE = 64  # pixels of the maps that the quick views make
+EXPLAINED_IMAGES = 256  # which say what the generator is worth
 _PLACED = 32  # numbers that place an image in a map of images, where there is no latent
 
 
@@ -93,7 +95,7 @@ class Detector:
     @property
     def views(self) -> tuple[str, ...]:
         """The names of its views, the generator's first."""
-        return (("generator",) if self.generator else ()) + (self.quick.names if self.quick else ())
+        return self.config.model_views
 
     # Batches of tensors (n, channels, input_side, input_side) in [-1, 1]
 
@@ -124,12 +126,21 @@ class Detector:
 
     def score_batch(self, x: Tensor) -> Tensor:
         """A(x), (n,) float32 on the CPU."""
-        return self._fused(self.score_views(x))
+        return self.fused(self.score_views(x))
+
+    def fused(self, views: Tensor) -> Tensor:
+        """A(x), (n,), of the scores in each view, (n, v). Raises PadError for several views that are not
+        calibrated: without it nobody knows what is unusual in each."""
+        if views.shape[1] == 1:
+            return views[:, 0]
+        if self.fusion is None:
+            raise PadError("its views are not calibrated; `pad calibrate MODEL NORMAL_IMAGES` does it")
+        return torch.from_numpy(self.fusion.fuse(views.numpy()))
 
     def anomaly_map(self, x: Tensor) -> Tensor:
         """Where the image differs, (n, s, s) float32 >= 0: by *parts*, else by the generator.
 
-        It is smoothed over a sixteenth of the image: what matters is the region, not the sharpest pixel.
+        It is smoothed: what matters is the region, not the sharpest pixel.
         """
         return self.examine(x).maps
 
@@ -143,7 +154,7 @@ class Detector:
             features = self._features(x)
             columns.append(self.quick.scores(features))
         views = torch.cat(columns, 1)
-        scores = self._fused(views) if self.fusion or len(self.views) == 1 else views[:, 0]
+        scores = self.fused(views) if self.fusion or len(self.views) == 1 else views[:, 0]
         nearest = compared.nearest if compared else self._nearest_kept(x, features)
         latents = compared.latents if compared else self._placed(features)
         if compared is not None and (self.quick is None or "parts" not in self.quick.names):
@@ -183,14 +194,6 @@ class Detector:
             return self.quick.kept.nearest(features)
         return torch.zeros_like(at_side(x.cpu(), min(MAP_SIDE, x.shape[-1])))
 
-    def _fused(self, views: Tensor) -> Tensor:
-        """(n,) of (n, v)."""
-        if views.shape[1] == 1:
-            return views[:, 0]
-        if self.fusion is None:
-            raise PadError("its views are not calibrated; `pad calibrate MODEL NORMAL_IMAGES` does it")
-        return torch.from_numpy(self.fusion.fuse(views.numpy()))
-
     def scoring_by(self, config: Config) -> Detector:
         """The same networks under a recipe that differs in SCORING_SETTINGS at most (pad/config.py): what it
         knows of errors on normal images, and the calibration, are to be had anew."""
@@ -228,14 +231,24 @@ class Detector:
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
     def view_p_values(self, images: Any) -> dict[str, np.ndarray]:
-        """How often a normal image looks at least as unusual, in each view by itself: name -> (n,) float64.
+        """How often a normal image looks at least as unusual, in each view by itself: name -> (n,) float64 in
+        (0, 1]. They say why; the verdict is by the fused score alone.
 
         Raises PadError if the model has no calibration, or an image cannot be read.
         """
+        calibration = self._calibrated()
         warn_of_unit_range(images)
         batches = [views.numpy() for views in self._each_batch(self.score_views, images)]
         scores = np.concatenate(batches) if batches else np.empty((0, len(self.views)), np.float32)
-        return self._calibrated().view_p_values(self.views, scores)
+        return calibration.view_p_values(self.views, scores)
+
+    def each_view_p_values(self, views: Tensor) -> list[dict[str, float]]:
+        """The p-value in each view by its name, for each of n images with the scores (n, v); empty without a
+        calibration."""
+        if self.calibration is None:
+            return [{} for _ in views]
+        columns = self.calibration.view_p_values(self.views, views.numpy())
+        return [{name: float(p[row]) for name, p in columns.items()} for row in range(len(views))]
 
     def p_values(self, images: Any) -> np.ndarray:
         """Conformal p-values, (n,) float64 in (0, 1]: how often a normal image scores at least as high.
@@ -256,8 +269,8 @@ class Detector:
         return calibration.verdicts(self.score(images), fpr, confidence)
 
     def explain(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> list[Explanation]:
-        """Why: for each image the nearest normal image that the generator can make, and where it differs;
-        with the verdict that `predict` gives.
+        """Why: for each image the nearest normal image (that the generator can make or, without one, that the
+        model keeps), where it differs, and in which views it is unusual; with the verdict of `predict`.
 
         Raises PadError if an image cannot be read. Warns as `score` and `predict` do.
         """
@@ -272,14 +285,19 @@ class Detector:
         iterator = pictures_of(images)
         while chunk := list(islice(iterator, EXPLAINED_AT_ONCE)):
             examined = self.examine(batch_tensor([given for _, given in chunk], config))
-            for (picture, given), score, nearest, anomaly_map in zip(
-                chunk, examined.scores.tolist(), examined.nearest, examined.maps, strict=True
+            for (picture, given), score, nearest, anomaly_map, views in zip(
+                chunk,
+                examined.scores.tolist(),
+                examined.nearest,
+                examined.maps,
+                self.each_view_p_values(examined.views),
+                strict=True,
             ):
                 # Tensors come prepared: the recipe's crop is already behind them.
                 seen = config.replace(crop=None) if hasattr(given, "detach") else config
-                row = make_row("", score, self.calibration, fpr, confidence=confidence)
+                row = make_row("", score, self.calibration, fpr, confidence=confidence, views=views)
                 yield make_explanation(
-                    picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale
+                    picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale, row.views
                 )
 
     def trained_among(self, images: Any) -> np.ndarray:
@@ -335,17 +353,31 @@ class Detector:
         extra["map_scale"] = MapScale.from_maps(maps()).to_dict()
         scores = torch.cat(views).numpy()
         if quick_scores is not None:
+            extra["cross_fitted"] = True
             scores[:, len(self.views) - quick_scores.shape[1] :] = quick_scores
-        return self.calibrate_on(scores, torch.cat(latents), extra)
+        return self.calibrate_on(scores, torch.cat(latents), extra, self._explained(images))
+
+    def _explained(self, images: Any) -> float:
+        """The share of the differences between (the first) normal images that the generator explains."""
+        if self.generator is None or self.quick is None:
+            return 0.0
+        generator, first = self.generator, range(EXPLAINED_IMAGES)
+        if hasattr(images, "subset"):
+            images = images.subset(first[: len(images)])
+        elif hasattr(images, "__getitem__") and not isinstance(images, str):
+            images = images[: len(first)]
+        sums = list(self._each_batch(lambda x: generator.explained(self.for_generator(x)), images))
+        own, other = np.sum(sums, axis=0)
+        return 1 - float(own) / max(float(other), 1e-12)
 
     def calibrate_on(
-        self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any]
+        self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any], explained: float = 0.0
     ) -> Calibration:
-        """Sets fusion and calibration from the scores (n, v) of normal images in each view, and their
-        latents."""
+        """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents,
+        and the share of their differences that the generator explains."""
         measured: dict[str, Any] = dict(extra)
-        self.fusion = Fusion.fit(self.views, views) if len(self.views) > 1 else None
-        scores = self._fused(torch.from_numpy(views))
+        self.fusion = Fusion.fit(self.views, views, explained) if len(self.views) > 1 else None
+        scores = self.fused(torch.from_numpy(views))
         if len(self.views) > 1:
             measured["views"] = {
                 name: [float(f"{value:.9g}") for value in np.sort(column)]
@@ -397,8 +429,8 @@ class Detector:
         if self.quick is not None:
             tensors |= {f"views.{key}": value for key, value in self.quick.state_dict().items()}
         if self.fusion is not None:
-            tensors["fusion.mean"] = torch.from_numpy(self.fusion.mean)
-            tensors["fusion.deviation"] = torch.from_numpy(self.fusion.deviation)
+            numbers = (self.fusion.mean, self.fusion.deviation, self.fusion.weights)
+            tensors |= {key: torch.from_numpy(values) for key, values in zip(_FUSION, numbers, strict=True)}
         # The path of a weights file means nothing on another machine; the fingerprint says which it was.
         recipe = {**to_mapping(self.config), "backbone_weights": None, "view_backbone_weights": None}
         config = {"recipe": recipe, **self._backbone_cards(), **self.card}
@@ -420,19 +452,24 @@ class Detector:
         device: str = "auto",
         backbone_weights: str | None = None,
         allow_downloads: bool = False,
+        view_backbone_weights: str | None = None,
     ) -> Detector:
-        """See `load`."""
+        """See `load`. `view_backbone_weights` is a file for the backbone of the quick views; without it, the
+        first file is for whichever of the two took its weights from a file."""
         folder = resolve_model(str(model))
         files = read_model(folder, _expected_tensors)
+        recorded = files.config.get("view_backbone")
+        if view_backbone_weights is None and isinstance(recorded, Mapping) and "file" in recorded:
+            backbone_weights, view_backbone_weights = None, backbone_weights
         config = dataclasses.replace(
-            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=backbone_weights
+            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=view_backbone_weights
         )
         target = pick_device(device)
         generator = quick = fusion = None
         if config.has_generator:
             similarity = build_similarity(config, download=allow_downloads)
             _make_room(similarity, files.tensors)
-            _check_backbone(files.config.get("backbone"), similarity.backbone_card(), folder)
+            _check_backbone("backbone", files.config, similarity.backbone_card(), folder)
             with torch.device("meta"):
                 networks = build_networks(config)
             networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
@@ -444,13 +481,10 @@ class Detector:
             generator = GeneratorView(config, networks, similarity, target)
         if config.quick_views:
             quick = build_quick(config, download=allow_downloads)
-            _check_backbone(files.config.get("view_backbone"), quick.backbone_card(), folder)
+            _check_backbone("view_backbone", files.config, quick.backbone.card(), folder)
             quick.load(_quick_state(files.tensors))
-        if "fusion.mean" in files.tensors:
-            names = (("generator",) if generator else ()) + config.quick_views
-            fusion = Fusion.checked(
-                names, files.tensors["fusion.mean"], files.tensors["fusion.deviation"], str(folder)
-            )
+        if _FUSION[0] in files.tensors:
+            fusion = Fusion.checked(config.model_views, *(files.tensors[key] for key in _FUSION), str(folder))
         calibration = files.calibration and Calibration.from_dict(
             files.calibration, f"{folder / 'calibration.json'}"
         )
@@ -467,7 +501,7 @@ class Detector:
             cards["backbone"] = _with_file(card, self.config.backbone_weights)
         if self.quick is not None:
             file = self.config.view_backbone_weights
-            cards["view_backbone"] = _with_file(self.quick.backbone_card(), file)
+            cards["view_backbone"] = _with_file(self.quick.backbone.card(), file)
         return cards
 
 
@@ -505,8 +539,10 @@ def _expected_tensors(config: Config, found: Mapping[str, TensorSpec]) -> dict[s
                 _make_room(similarity, found)
                 tensors |= _statistics(similarity)
         if config.quick_views:
-            quick = {k: v for k, v in found.items() if k.startswith(("views.", "fusion."))}
+            quick = {k: v for k, v in found.items() if k.startswith("views.")}
             tensors |= {k: torch.empty(v.shape, dtype=v.dtype) for k, v in quick.items()}
+        if any(key in found for key in _FUSION):  # before it is calibrated, a model has none
+            tensors |= {key: torch.empty(len(config.model_views), dtype=torch.float64) for key in _FUSION}
     return tensors
 
 
@@ -536,12 +572,13 @@ def _statistics(similarity: Similarity) -> dict[str, Tensor]:
     return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}
 
 
-def _check_backbone(recorded: Any, present: Mapping[str, str], folder: Path) -> None:
+def _check_backbone(key: str, card: Mapping[str, Any], present: Mapping[str, str], folder: Path) -> None:
+    recorded, option = card.get(key), f"{key}_weights"
     if not isinstance(recorded, Mapping) or not present:
         return
     if recorded.get("fingerprint") != present["fingerprint"]:
         raise PadError(
             f"{folder} was trained with other weights of the backbone {present['name']} than these, "
-            "so its scores would not be comparable; give the right file with --backbone-weights (in training "
-            "with --set backbone_weights=FILE)"
+            f"so its scores would not be comparable; give the right file with --{option.replace('_', '-')} "
+            f"(in training with --set {option}=FILE)"
         )

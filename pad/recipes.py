@@ -26,17 +26,17 @@ def build_config(
     or if no image can be read."""
     values = {**load_recipe(name or DEFAULT_RECIPE), **settings}
     if any(value == "auto" for key, value in values.items() if key != "precision"):
-        values = choose(values, images, timed or "steps" in settings)
+        values = choose(values, images, timed)
     where = f"recipe '{name}'" if name and not settings else "the recipe"
     return from_mapping(values, where)
 
 
-def choose(values: Mapping[str, Any], images: ImageSet, trained: bool = False) -> dict[str, Any]:
-    """`values` with its `auto` settings replaced. trained: steps or a time to train for were asked for.
+def choose(values: Mapping[str, Any], images: ImageSet, timed: bool = False) -> dict[str, Any]:
+    """`values` with its `auto` settings replaced. timed: a time to train for was asked for.
 
     views: all of them. steps: 0, so that there is no generator, where there are fewer images than
-    GENERATOR_IMAGES, unless a training was asked for: a part of them would have to be kept from it to
-    calibrate by.
+    GENERATOR_IMAGES, unless steps or a time were asked for: a part of the images would have to be kept from
+    the training to calibrate by.
     view_size: a side at which a backbone that knows photographs still recognizes what it sees. input_size:
     that side for pictures that are larger than the networks' `size`.
     channels: 1 if every probed image is grey. size: 28 for images up to 28 pixels on the shorter side, 32 up
@@ -52,7 +52,7 @@ def choose(values: Mapping[str, Any], images: ImageSet, trained: bool = False) -
         values["size"] = 28 if side <= 28 else 32 if side <= 48 else 64
     if values.get("views") == "auto":
         values["views"] = list(VIEWS)
-        if not trained and len(images) < GENERATOR_IMAGES:
+        if not timed and "steps" not in values and len(images) < GENERATOR_IMAGES:
             values["steps"] = 0
     if values.get("view_size") == "auto":
         side = np.median(sides)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -39,22 +39,22 @@ def score_batches(
     """All images in order, read and scored batch by batch, with a progress bar on a terminal. examine: also
     what is drawn of them."""
 
-    def look(batch: Batch) -> tuple[Batch, list[float], Examined | None]:
+    def look(batch: Batch) -> tuple[Batch, list[float], list[dict[str, float]], Examined | None]:
         if not batch.indices:
-            return batch, [], None
-        if not examine:
-            return batch, detector.score_batch(batch.tensor).tolist(), None
-        examined = detector.examine(batch.tensor)
-        return batch, examined.scores.tolist(), examined
+            return batch, [], [], None
+        examined = detector.examine(batch.tensor) if examine else None
+        views = examined.views if examined else detector.score_views(batch.tensor)
+        return batch, detector.fused(views).tolist(), detector.each_view_p_values(views), examined
 
     bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)
     with bar:
         looked = each_batch(look, images, detector.config, detector.device, batch_size)
-        for batch, scores, examined in looked:
-            results: dict[int, tuple[float | None, str]] = {i: (None, reason) for i, reason in batch.errors}
-            results.update({i: (score, "") for i, score in zip(batch.indices, scores, strict=True)})
+        for batch, scores, views, examined in looked:
+            results: dict[int, Any] = {i: (None, reason, None) for i, reason in batch.errors}
+            judged = zip(batch.indices, scores, views, strict=True)
+            results.update({i: (score, "", p_values) for i, score, p_values in judged})
             rows = {}
-            for index, (score, error) in sorted(results.items()):
+            for index, (score, error, p_values) in sorted(results.items()):
                 sample = images.samples[index]
                 rows[index] = make_row(
                     sample.name,
@@ -65,6 +65,7 @@ def score_batches(
                     sample.anomalous,
                     sample.kind,
                     confidence,
+                    p_values,
                 )
             yield Scored(rows, batch.indices, examined)
             bar.update(len(results))

@@ -233,3 +233,50 @@ def test_contrast_needs_two_images(boots: Path, tmp_path: Path) -> None:
     (tmp_path / "one" / first.name).write_bytes(first.read_bytes())
     done = bench("contrast.py", "one", cwd=tmp_path, status=2)
     assert "at least two" in done.stderr
+
+
+def test_mutated_images_cost_no_row_and_no_traceback(tmp_path: Path) -> None:
+    """A few of the ten thousand; and what the benchmark counts is counted, where there is something."""
+    results = tmp_path / "mutants.json"
+    done = bench(
+        "mutate_images.py", "--images", 60, "--chunk", 30, "--seed", 1, "--json", results, cwd=tmp_path
+    )
+    assert "60 images: 0 tracebacks, 0 deaths, 0 lost rows, 0 lost pictures, 0 wrong statuses" in done.stdout
+    found = json.loads(results.read_text())
+    assert sum(sum(fates.values()) for fates in found["formats"].values()) == 60
+    assert sum(fates.get("unreadable", 0) for fates in found["mutations"].values()) > 5
+    assert sum(fates.get("scored", 0) for fates in found["mutations"].values()) > 20
+    assert found["broken_chunks"] == []
+
+
+def test_mutated_images_are_the_same_each_time_and_faults_are_seen(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import mutate_images
+
+    for number in range(40):
+        first, second = (mutate_images.mutant(3, number) for _ in range(2))
+        assert first == second
+    files, out = [tmp_path / f"{i}.png" for i in range(3)], tmp_path / "out"
+    (out / "explanations").mkdir(parents=True)
+    lines = ["path,score,p_value,verdict,error", f"{files[0]},1.5,0.1,normal,", f"{files[1]},,,,is empty",
+             f"{files[2]},2,0.1,normal,"]  # fmt: skip
+    for row in ("000001", "000003"):
+        (out / "explanations" / f"{row}-x.montage.png").touch()
+    (out / "report.html").touch()
+
+    def faults(status: int | None = 0, errors: str = "") -> dict[str, int]:
+        (out / "scores.csv").write_text("\n".join(lines) + "\n")
+        return dict(+mutate_images.checked(files, out, status, errors)[0])
+
+    assert faults() == {}
+    assert faults(-9) == faults(None) == {"deaths": 1}
+    assert faults(1, "Traceback (most recent call last):\n") == {"tracebacks": 1}
+    assert faults(2, "evaluate: some message") == {"wrong statuses": 1}
+    (out / "explanations" / "000003-x.montage.png").unlink()
+    assert faults() == {"lost pictures": 1}
+    assert faults(errors=f"no picture of {files[2]}: cannot be drawn") == {}
+    del lines[3]
+    assert faults() == {"lost rows": 1}
+    (out / "scores.csv").unlink()
+    lines[1] = f"{files[0]},,,,"
+    assert faults() == {"lost rows": 2}

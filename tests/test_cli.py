@@ -404,7 +404,7 @@ def test_what_could_not_be_judged_has_a_status_of_its_own(
         assert done.returncode == 4
         assert done.stderr.splitlines() == [
             f"skipped {broken}: not an image of a supported format",
-            "not all could be judged: 1 of 6 images could not be read (exit status 4)",
+            "not all could be judged: 1 of 6 images could not be scored (exit status 4)",
         ]
     # Anomalies win over what could not be judged, where they were asked for.
     flagged = [trained, highest, broken, "--fpr", 0.9]

@@ -427,9 +427,9 @@ def test_the_summary_says_what_could_not_be_judged():
     assert reasons([0.1, 5.0], enough) == ""
     assert reasons([0.1, 5.0], None) == "the model has no calibration"
     assert reasons([0.1, 5.0], few) == "18 calibration images cannot hold a rate of 0.05"
-    assert reasons([0.1, None, None, 5.0], enough) == "2 of 4 images could not be read"
+    assert reasons([0.1, None, None, 5.0], enough) == "2 of 4 images could not be scored"
     assert reasons([None], few) == (
-        "18 calibration images cannot hold a rate of 0.05; 1 of 1 image could not be read"
+        "18 calibration images cannot hold a rate of 0.05; 1 of 1 image could not be scored"
     )
     assert reasons([0.1, 5.0], few, 0.05) == "18 calibration images cannot hold a rate of 0.05"
     assert reasons([5.0], enough, 0.05) == ""  # flagged

@@ -542,14 +542,15 @@ def test_a_picture_is_shown_with_its_size_its_scale_and_enlarged(browser, tmp_pa
     for percent in ("0", "100"):
         choose(browser, "opacity", percent)
         assert drawn()[0] == float(percent) / 100
-    body = browser.switch_to.active_element
-    body.send_keys("\ue014")  # the right arrow key
+    viewer.send_keys("\ue014")  # the right arrow key
     assert name.text == "2.png"
     assert drawn()[0] == 1
-    browser.switch_to.active_element.send_keys("\ue014")
-    browser.switch_to.active_element.send_keys("\ue012")  # left
+    viewer.send_keys("\ue014")
+    assert name.text == "1.png"
+    assert not browser.find_element("id", "viewer-next").is_enabled()
+    viewer.send_keys("\ue012")  # left
     assert name.text == "2.png"
-    browser.switch_to.active_element.send_keys("\ue00c")  # Escape
+    viewer.send_keys("\ue00c")  # Escape
     assert not viewer.is_displayed()
     browser.find_element("tag name", "body").send_keys("\ue014")  # without a gallery in focus
     assert browser.find_element("id", "chosen-name").text == "1.png"

@@ -23,7 +23,11 @@ def calibrate(arguments: argparse.Namespace) -> int:
     """`pad calibrate`: model, normal images -> the same model, calibrated on them."""
     images = resolve(arguments.data, "evaluate", arguments.data_root).normal_only()
     detector = Detector.load(
-        arguments.model, arguments.device, arguments.backbone_weights, arguments.allow_downloads
+        arguments.model,
+        arguments.device,
+        arguments.backbone_weights,
+        arguments.allow_downloads,
+        arguments.view_backbone_weights,
     )
     images, errors = readable(images, detector.config)
     for line in errors[:SHOWN]:

@@ -13,11 +13,11 @@ from typing import Any
 
 from pad.config import to_mapping
 from pad.detector import Detector
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.judging.map_scale import scale_of
-from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch
+from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch, speaking
 from pad.judging.summary import format_table, summarize, write_summary
 from pad.scoring import score_batches
 from pad.showing.report import ReportWriter
@@ -49,7 +49,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     with _stoppable() as check:
         images = resolve(arguments.data, "evaluate", arguments.data_root)
         detector = Detector.load(
-            arguments.model, arguments.device, arguments.backbone_weights, arguments.allow_downloads
+            arguments.model,
+            arguments.device,
+            arguments.backbone_weights,
+            arguments.allow_downloads,
+            arguments.view_backbone_weights,
         )
         with _visuals(detector, images, arguments) as visuals:
             rows = _score_and_write(detector, images, arguments, visuals, check)
@@ -112,7 +116,7 @@ def _score_and_write(
                 writer.finish(rows)
     except (PadError, _Signal) as error:
         if writer and writer.kept:
-            error.args = (f"{error}; {writer.kept}",)
+            error.args = (printable(f"{error}; {writer.kept}"),)
         raise
     return rows
 
@@ -188,23 +192,23 @@ def _tell(
 ) -> None:
     """Where pictures lie, and which images or pictures are missing: the first few, and how many more."""
     if report := next((path for path in written if path.suffix == ".html"), None):
-        print(f"report: {report}", file=_table_stream(arguments))
+        print(printable(f"report: {report}"), file=_table_stream(arguments))
     if montages := [path for path in written if path.suffix == ".png"]:
-        print(f"explanations: {montages[0].parent}", file=_table_stream(arguments))
+        print(printable(f"explanations: {montages[0].parent}"), file=_table_stream(arguments))
     _tell_first([f"skipped {row.path}: {row.error}" for row in rows if row.error])
     _tell_first(visuals.failures if visuals else [])
 
 
 def _tell_first(lines: list[str]) -> None:
     for line in lines[:SHOWN]:
-        print(_one_line(line), file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     if len(lines) > SHOWN:
         print(f"... and {len(lines) - SHOWN} more like this", file=sys.stderr)
 
 
 def _status(summary: dict[str, Any], arguments: argparse.Namespace) -> int:
-    """The exit status that --fail-on-anomaly and --fail-on-error ask for: 3 for anomalies, which 4 for what
-    could not be judged never hides."""
+    """The exit status that --fail-on-anomaly and --fail-on-error ask for: anomalies (3) come before what
+    could not be judged (4)."""
     if arguments.fail_on_anomaly and summary["counts"]["flagged"]:
         return 3
     if (arguments.fail_on_anomaly or arguments.fail_on_error) and summary["unjudged"]:
@@ -218,17 +222,18 @@ def _table_stream(arguments: argparse.Namespace) -> Any:
 
 
 def _most_anomalous(rows: list[Row]) -> str:
-    """The most anomalous images as a table, one line each."""
+    """The most anomalous images as a table, one line each; of anomalies, the views that they are most unusual
+    in."""
     shown = sorted(rows, key=lambda row: -(row.score or 0))[:SHOWN]
-    lines = ["   score  p-value  verdict  image"]
-    for row in shown:
+    seen_by = [", ".join(speaking(row.views)) if row.verdict == ANOMALY else "" for row in shown]
+    column = ["seen by", *seen_by] if any(seen_by) else [""] * (1 + len(shown))
+    width = max(map(len, column))
+    column = [f"{text:{width}}  " if width else "" for text in column]
+    lines = [f"   score  p-value  verdict  {column[0]}image"]
+    for row, views in zip(shown, column[1:], strict=True):
         p_value = "       " if row.p_value is None else f"{row.p_value:7.4f}"
         mark = "ANOMALY" if row.verdict == ANOMALY else f"{row.verdict:7}"
-        lines.append(f"{row.score:8.4f}  {p_value}  {mark}  {_one_line(row.path)}")
+        lines.append(f"{row.score:8.4f}  {p_value}  {mark}  {views}{printable(row.path)}")
     if len(rows) > SHOWN:
         lines.append(f"... and {len(rows) - SHOWN} more, less anomalous")
     return "\n".join(lines)
-
-
-def _one_line(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")

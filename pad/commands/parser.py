@@ -155,6 +155,9 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="+", metavar="DATA", help="images: files, folders, globs, or a dataset")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
     parser.add_argument("--backbone-weights", metavar="FILE", help="weights of the backbones vgg16 and vgg19")
+    parser.add_argument(
+        "--view-backbone-weights", metavar="FILE", help="weights of a backbone of the views, timm:MODEL"
+    )
     _add_downloads(parser)
 
 

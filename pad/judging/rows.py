@@ -9,9 +9,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +37,14 @@ class Row:
     error: str = ""  # why there is no score
     anomalous: bool | None = None
     kind: str | None = None
+    views: Mapping[str, float] = field(default_factory=dict)  # the p-value in each view; empty where unknown
+
+
+def speaking(views: Mapping[str, float]) -> tuple[str, ...]:
+    """In which views an image is most unusual: those of the smallest p-value, of which there may be several.
+    None of a single view, nor where nothing is known."""
+    least = min(views.values(), default=1.0)
+    return tuple(name for name, p in views.items() if p == least) if len(views) > 1 else ()
 
 
 def make_row(
@@ -48,9 +56,10 @@ def make_row(
     anomalous: bool | None = None,
     kind: str | None = None,
     confidence: float | None = None,
+    views: Mapping[str, float] | None = None,
 ) -> Row:
     """The row of one image, with its p-value and its verdict at the false-alarm rate `fpr`, which holds on
-    average or with a `confidence` (pad/judging/calibration.py).
+    average or with a `confidence` (pad/judging/calibration.py). views: the p-value in each view.
 
     A score of None, or one that is not a finite number, makes a row with an error and no verdict.
     """
@@ -61,7 +70,7 @@ def make_row(
         return Row(path, float(score), anomalous=anomalous, kind=kind)
     p_value = float(calibration.p_values(score))
     verdict = ANOMALY if p_value <= calibration.p_limit(fpr, confidence) else NORMAL
-    return Row(path, float(score), p_value, verdict, "", anomalous, kind)
+    return Row(path, float(score), p_value, verdict, "", anomalous, kind, views or {})
 
 
 def judge_batch(rows: Sequence[Row], fdr: float) -> list[Row]:
@@ -80,7 +89,8 @@ def write_scores(rows: Iterable[Row], destination: str | Path, form: str = "csv"
 
     csv: the columns path, score, p_value, verdict, error; empty where there is no value; lines end in
     a line feed; names that are not valid UTF-8 keep their own bytes. jsonl, json: objects with the same
-    five keys, null or "" where there is no value, pure ASCII. Scores have nine significant digits, which
+    five keys, null or "" where there is no value, and `views`, the p-value in each view by its name; pure
+    ASCII. Scores have nine significant digits, which
     give back the float32 exactly. `rows` may be a generator: it is read once, row by row.
 
     Raises PadError for an unknown format or where the file cannot be written.
@@ -115,23 +125,20 @@ class ScoreWriter:
         check_format(form)
         self.kept = ""
         self._destination, self._form, self._provisional = destination, form, provisional
+        self._to_stdout = str(destination) == "-"
+        self._waits = self._to_stdout and provisional  # until all is final
         self._count = 0
         self._file: BinaryIO | None = None
         path = Path(destination)
         self._partial = path.with_name(f"{path.stem}.partial{path.suffix}")
         self._growing = path.with_name(f"{path.stem}.partial-{os.getpid()}{path.suffix}")
 
-    @property
-    def _to_stdout(self) -> bool:
-        return str(self._destination) == "-"
-
     def __enter__(self) -> ScoreWriter:
         if not self._to_stdout:
             with _told(self._destination):
                 self._growing.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._growing.open("wb")
-        if not (self._to_stdout and self._provisional):
-            self._write([_HEADS[self._form]])
+        self._write([_HEADS[self._form]])
         return self
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -140,8 +147,7 @@ class ScoreWriter:
         self._count += len(rows)
         if self._provisional:
             rows = [dataclasses.replace(row, verdict="") for row in rows]
-        if not (self._to_stdout and self._provisional):
-            self._write([_line(row, self._form, first and i == 0) for i, row in enumerate(rows)])
+        self._write([_line(row, self._form, first and i == 0) for i, row in enumerate(rows)])
 
     def finish(self, rows: Iterable[Row] | None = None) -> None:
         """All rows are there: the file takes its name. rows: the final ones of a provisional writer."""
@@ -174,7 +180,7 @@ class ScoreWriter:
                 self._growing.unlink()
 
     def _write(self, pieces: list[bytes]) -> None:
-        if self._to_stdout:
+        if self._to_stdout and not self._waits:
             with _standard_output() as file:
                 file.write(b"".join(pieces))
         elif self._file:
@@ -205,16 +211,10 @@ def _told(destination: str | Path) -> Iterator[None]:
 
 @contextmanager
 def _standard_output() -> Iterator[BinaryIO]:
-    if sys.stdout is None:
-        raise PadError("cannot write the scores: standard output is closed")
-    try:
+    with _told("to standard output"):
         sys.stdout.flush()
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
-    except BrokenPipeError:  # the reader has seen enough: no error
-        raise
-    except OSError as error:
-        raise PadError(f"cannot write to standard output: {error.strerror or error}") from None
 
 
 def _line(row: Row, form: str, first: bool) -> bytes:
@@ -244,7 +244,8 @@ def _csv_line(row: Row) -> bytes:
 def _json_object(row: Row) -> bytes:
     score = None if row.score is None else float(f"{row.score:.9g}")
     values = (row.path, score, row.p_value, row.verdict, row.error)
-    return json.dumps(dict(zip(COLUMNS, values, strict=True)), allow_nan=False).encode("ascii")
+    content = {**dict(zip(COLUMNS, values, strict=True)), "views": dict(row.views)}
+    return json.dumps(content, allow_nan=False).encode("ascii")
 
 
 def _as_bytes(text: str) -> bytes:

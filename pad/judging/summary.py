@@ -182,7 +182,7 @@ def _unjudged(
                 f"few for a rate of {fdr:g} over {_plural(len(scored), 'image')}"
             )
     if len(scored) < len(rows):
-        reasons.append(f"{len(rows) - len(scored)} of {_plural(len(rows), 'image')} could not be read")
+        reasons.append(f"{len(rows) - len(scored)} of {_plural(len(rows), 'image')} could not be scored")
     return reasons
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from pad.config import BATCH_SIZE
 from pad.detector import Detector
 from pad.errors import PadError
+from pad.images.identity import Hashes, hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.resize import at_side
 from pad.images.stream import Batch, each_batch
@@ -30,6 +31,7 @@ class Looked(NamedTuple):
     features: Features  # of those that could be read
     thumbnails: Tensor  # (n, channels, s, s) uint8
     indices: list[int]  # of those, in the ImageSet
+    hashes: Hashes  # of those: which pictures they are
     errors: list[tuple[int, str]]  # index and reason
 
 
@@ -56,7 +58,7 @@ def look(detector: Detector, images: ImageSet, progress: bool = False) -> Looked
             bar.update(len(batch.indices) + len(batch.errors))
     if not parts:
         raise PadError(f"none of {images.describe()} can be read")
-    return Looked(joined(parts), torch.cat(thumbnails), indices, errors)
+    return Looked(joined(parts), torch.cat(thumbnails), indices, hashes_of(images)[indices], errors)
 
 
 def _thumbnails(x: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ def fit_quick(detector: Detector, looked: Looked) -> np.ndarray:
         raise PadError(
             f"the views take at least {LEAST_IMAGES} normal images; only {len(looked.features)} can be read"
         )
-    scores = out_of_fold_scores(quick, looked.features, config.seed)
+    scores = out_of_fold_scores(quick, looked.features, looked.hashes, config.seed)
     quick.fit(looked.features)
     kept = _spread(len(looked.features), config.keep_normals, config.seed)
     quick.kept = KeptNormals.of(looked.thumbnails[kept], looked.features.take(kept))
@@ -83,7 +85,8 @@ def calibrate_quick(detector: Detector, looked: Looked, scores: np.ndarray) -> N
     """Calibrates a detector without a generator by the scores that `fit_quick` gave."""
     maps = (m for part in torch.arange(len(looked.features)).split(BATCH_SIZE)
             for m in detector.quick_maps(looked.features.take(part)).numpy())  # fmt: skip
-    detector.calibrate_on(scores, None, {"map_scale": MapScale.from_maps(maps).to_dict()})
+    extra = {"cross_fitted": True, "map_scale": MapScale.from_maps(maps).to_dict()}
+    detector.calibrate_on(scores, None, extra)
 
 
 def fitted_on(images: ImageSet, first: int, seed: int) -> ImageSet:

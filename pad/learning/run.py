@@ -55,7 +55,14 @@ from pad.views.quick import build_quick
 MINIMUM_IMAGES = 8
 GRID_COLUMNS = 8
 RESIDUAL_IMAGES = 2048  # of the training images, which say how a model errs on normal ones
-_BOOKKEEPING = ("log_every", "sample_every", "checkpoint_every", "tensorboard", "backbone_weights")
+_BOOKKEEPING = (
+    "log_every",
+    "sample_every",
+    "checkpoint_every",
+    "tensorboard",
+    "backbone_weights",
+    "view_backbone_weights",
+)
 
 
 # What the weights of a model depend on.
@@ -195,10 +202,13 @@ def train_detector(
         progress: show progress bars (on a terminal).
 
     Raises:
-        PadError: too few readable images, settings that do not fit, or a loss that is no longer finite.
+        PadError: too few readable images, settings that do not fit (`minutes` without a generator, say), or a
+            loss that is no longer finite.
         Interrupted: SIGINT or SIGTERM came, and the run was saved; only with a folder.
     """
     begun = time.monotonic()
+    if minutes is not None and not config.has_generator:
+        raise PadError("a time to train for, and no generator to train: leave the time away, or give steps")
     if not config.has_generator:
         return _fit_views(config, training, device, folder, begun, progress)
     source, errors = load_images(training, config, progress)
@@ -338,7 +348,7 @@ def finished_detector(
     """
     if not present(folder / "model"):
         return None
-    detector = Detector.load(folder, device, config.backbone_weights)
+    detector = _load(folder, device, config)
     if not detector.card.get("training", {}).get("finished"):
         return None
     asked, found = to_mapping(config), to_mapping(detector.config)
@@ -376,8 +386,8 @@ def _calibrate(detector: Detector, training: ImageSet, calibration: ImageSet, pr
     detector.calibrate(
         calibration.subset([looked.indices[row] for row in judged]), quick_scores=scores[judged]
     )
-    known = NO_HASHES if detector.trained_on is None else detector.trained_on
-    detector.trained_on = joined(known, hashes_of(calibration))
+    if detector.trained_on is not None:
+        detector.trained_on = joined(detector.trained_on, hashes_of(calibration))
 
 
 class Run:
@@ -413,8 +423,7 @@ class Run:
             if not self.trained:
                 self._train()
             elif self.folder is not None and _is_model_of(self.folder, self.trainer.steps_done):
-                device, weights = str(self.trainer.device), self.config.backbone_weights
-                return Detector.load(self.folder.model, device, weights)
+                return _load(self.folder.model, str(self.trainer.device), self.config)
             return self._finish()
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -644,6 +653,11 @@ def _is_model_of(folder: RunFolder, step: int) -> bool:
     except PadError:
         return False
     return isinstance(training, Mapping) and bool(training.get("finished")) and training.get("steps") == step
+
+
+def _load(model: Path, device: str, config: Config) -> Detector:
+    view_weights = config.view_backbone_weights
+    return Detector.load(model, device, config.backbone_weights, view_backbone_weights=view_weights)
 
 
 def _backbone(similarity: Similarity) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pad.config import Config
 from pad.errors import PadError, printable, shown
 from pad.store.cache import COMMIT, SLOWEST, time_limit
 from pad.store.hub import check_token, endpoint, explain_upload, offline, parse_hub_spec
@@ -72,13 +73,17 @@ def plan(folder: Path, repo: str, private: bool = False) -> Publication:
     if revision is not None:
         raise PadError(f"'{repo}': publish to ORG/NAME, without a revision")
     model = read_model(folder)
-    backbone = model.config.get("backbone")
-    file = backbone.get("file") if isinstance(backbone, dict) else None
-    if weights := file or model.config["recipe"].get("backbone_weights"):
-        raise PadError(
-            f"{folder / CONFIG} needs the backbone weights {weights}, which nobody else has: train with the"
-            " backbone vgg16-st, or take the name out there if they are torchvision's own"
-        )
+    for key, public in (
+        ("backbone", "vgg16-st, or take the name out there if they are torchvision's own"),
+        ("view_backbone", f"{Config.view_backbone}, or take the name out there if they are the hub's own"),
+    ):
+        backbone = model.config.get(key)
+        file = backbone.get("file") if isinstance(backbone, dict) else None
+        if weights := file or model.config["recipe"].get(f"{key}_weights"):
+            raise PadError(
+                f"{folder / CONFIG} needs the backbone weights {weights}, which nobody else has: train with "
+                f"the {key} {public}"
+            )
     files = _collect(folder)
     notes = []
     shortened = _shorten(model.config)

@@ -5,21 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pad.backbones.timm_model import usable_side
 from pad.config import Config
 from pad.judging.calibration import Calibration
 
 
 def model_card(config: Config, card: Mapping[str, Any], calibration: Calibration | None) -> str:
-    """README.md of a model folder, in Markdown, from what `Detector` calls so."""
+    """README.md of a model folder, in Markdown. Arguments: as the attributes of a `Detector`."""
     data, training = card.get("data", {}), card.get("training", {})
+    side = config.input_side
     rows = {
         "normal images": f"{data.get('images', '?')} from `{data.get('source', '?')}`",
-        "input": f"{config.size}x{config.size}, {'grey' if config.channels == 1 else 'colour'}",
-        "similarity": f"{config.similarity}, {config.backbone} {', '.join(config.layers)}"
-        if config.similarity == "relative-perceptual-l1"
-        else config.similarity,
-        "trained for": f"{training.get('steps', '?')} steps, {training.get('seconds', 0) / 60:.1f} minutes "
-        f"on {training.get('hardware', '?')}",
+        "input": f"{side}x{side}, {'grey' if config.channels == 1 else 'colour'}",
+        "views": ", ".join(config.model_views),
+    }
+    if config.quick_views:
+        seen = usable_side(config.view_backbone, config.view_size)
+        rows["views of features"] = f"{config.view_backbone} at {seen}x{seen}"
+    if config.has_generator:
+        similarity = config.similarity
+        if similarity == "relative-perceptual-l1":
+            similarity += f", {config.backbone} {', '.join(config.layers)}"
+        rows["generator"] = f"{config.size}x{config.size}, {training.get('steps', '?')} steps"
+        rows["similarity"] = similarity
+    rows |= {
+        "trained for": f"{training.get('seconds', 0) / 60:.1f} minutes on {training.get('hardware', '?')}",
         "seed": str(config.seed),
         "calibrated on": _calibrated_on(calibration)
         if calibration is not None
@@ -43,6 +53,8 @@ def model_card(config: Config, card: Mapping[str, Any], calibration: Calibration
 
 def _calibrated_on(calibration: Calibration) -> str:
     trained = calibration.extra.get("trained_images")
+    if calibration.extra.get("cross_fitted"):
+        return f"{len(calibration)} normal images, each judged by views that were fitted without it"
     if not trained:
         return f"{len(calibration)} normal images never trained on"
     return (

@@ -237,12 +237,18 @@ class ReportWriter:
             "seen": {key: getattr(self._config, key) for key in ("size", "channels", "crop", "fit")},
             "scale": self._scale and self._scale.to_dict(),
             "bar": colour_bar(),
-            "note": self._calibration.note(self._fpr) if self._calibration and self._fdr is None else None,
+            "note": self._note(),
             "xy": coordinates,
             "axes": axes,
             "per_block": _PER_BLOCK,
             "mime": "data:image/webp;base64,",
         }
+
+    def _note(self) -> str | None:
+        """Why nothing can be flagged at the rate that was asked for; None if something can."""
+        if self._calibration is None or self._fdr is not None:
+            return None
+        return self._calibration.note(self._fpr, self._confidence)
 
     def _project(self, order: Sequence[int]) -> tuple[list[list[float]] | None, str]:
         """Coordinates of the latents in 0..1, as two lists, and a caption; None if there are too few."""

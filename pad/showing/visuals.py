@@ -155,6 +155,7 @@ class Visuals:
                 row.p_value,
                 row.verdict,
                 self._scale,
+                row.views,
             )
             label = "" if row.anomalous is None else row.kind or ("anomalous" if row.anomalous else "normal")
             return explanation.pictures(label)

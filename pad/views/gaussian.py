@@ -3,11 +3,9 @@
     d²(x) = Σₖ ((x − m)·vₖ)² / λₖ + (|x − m|² − Σₖ ((x − m)·vₖ)²) / λ₀
 
 m, vₖ and λₖ are mean, eigenvectors and eigenvalues of the Ledoit-Wolf covariance (Ledoit and Wolf, 2004),
-which
-is well-conditioned from two samples on; λ₀ is the mean of the eigenvalues that are left out, as in
+which is well-conditioned from three samples on; λ₀ is the mean of the eigenvalues that are left out, as in
 probabilistic PCA (Tipping and Bishop, 1999). 128 directions of 1,280 tell as much as all of them, in a tenth
-of
-the room.
+of the room.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ class Gaussian(nn.Module):
     """
 
     mean: Tensor  # (c,)
-    directions: Tensor  # (k, c), orthonormal, half precision
+    directions: Tensor  # (k, c), orthonormal, half precision, those of largest variance first
     variances: Tensor  # (k,)
     rest: Tensor  # (), the variance in every other direction
 
@@ -75,14 +73,12 @@ class Gaussian(nn.Module):
 
 
 def _principal(centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest eigenvalues of the covariance of samples (n, c) with mean 0, (k,), and their
-    eigenvectors,
-    (k, c), orthonormal; by way of the smaller of the two matrices X Xᵀ and Xᵀ X."""
+    """The k largest eigenvalues of the covariance of samples (n, c) with mean 0, (k,), the largest first, and
+    their eigenvectors, (k, c), orthonormal; by way of the smaller of the two matrices X Xᵀ and Xᵀ X."""
     n, c = centred.shape
-    if n >= c:
-        eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred / n)
-        return eigenvalues[c - k :], vectors[:, c - k :].T
-    eigenvalues, mixtures = torch.linalg.eigh(centred @ centred.T / n)
-    eigenvalues, mixtures = eigenvalues[n - k :].clamp_min(0), mixtures[:, n - k :]
-    vectors = (centred.T @ mixtures) / (n * eigenvalues).sqrt().clamp_min(1e-12)
+    small = centred.T @ centred if n >= c else centred @ centred.T
+    eigenvalues, vectors = (part.flip(-1)[..., :k] for part in torch.linalg.eigh(small / n))
+    eigenvalues = eigenvalues.clamp_min(0)
+    if n < c:
+        vectors = (centred.T @ vectors) / (n * eigenvalues).sqrt().clamp_min(1e-12)
     return eigenvalues, vectors.T

@@ -2,9 +2,8 @@
 
     s(x) = d(x)
 
-d is the Mahalanobis distance under a Gaussian of the local layers' features, averaged over places and
-divided by
-their length.
+d is the Mahalanobis distance under a Gaussian of the local layers' features, averaged over places and divided
+by their length.
 """
 
 from __future__ import annotations

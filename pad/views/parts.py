@@ -3,11 +3,9 @@
     s(x) = (mean of the ten largest d_p²(x) over places p)^(1/2),    d_p²(x) = |L_p⁻¹ Wᵀ (f_p(x) − m_p)|²
 
 f_p are the features at place p, m_p their mean over normal images. W whitens what remains, by one covariance
-for all
-places, and keeps its first 64 directions; L_p L_pᵀ is the covariance at the place itself in these
-coordinates, shrunk
-towards the one of all places (Ledoit and Wolf, 2004). A Gaussian for each place is PaDiM's (Defard et al.,
-arXiv:2011.08785); the common whitening makes it small, and steady with few images.
+for all places, and keeps its first 64 directions; L_p L_pᵀ is the covariance at the place itself in these
+coordinates, shrunk towards the one of all places (Ledoit and Wolf, 2004). A Gaussian for each place is
+PaDiM's (Defard et al., arXiv:2011.08785); the common whitening makes it small, and steady with few images.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     s(x) = (Π_l d_l(x))^(1/L)
 
 d_l is the Mahalanobis distance under a Gaussian of one deep layer's features, pooled over places and divided
-by
-their length (Rippel et al., arXiv:2005.14140, for one layer and without the division).
+by their length (Rippel et al., arXiv:2005.14140, without the division); by default of the last layer alone.
 """
 
 from __future__ import annotations

@@ -602,7 +602,10 @@
     pane($("viewer-input"), i, [[0, `input of ${name}`], [2, `anomaly map of ${name}`]]);
     pane($("viewer-nearest"), i, [[1, `nearest normal image to ${name}`]]);
     setOpacity();
-    if (!viewer.open) viewer.showModal();
+    const first = !viewer.open;
+    if (first) viewer.showModal();
+    // Keys must arrive somewhere: not on the page behind, nor on a button that is now switched off.
+    if (!viewer.contains(document.activeElement) || document.activeElement.disabled || first) viewer.focus({ preventScroll: true });
   }
   const setOpacity = () => { $("viewer-input").lastChild.style.opacity = String($("opacity").value / 100); };
   $("opacity").addEventListener("input", setOpacity);
