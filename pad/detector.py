@@ -437,13 +437,11 @@ class Detector:
         calibration = None if self.calibration is None else self.calibration.to_dict()
         if calibration is not None and self.trained_on is not None:
             calibration["extra"][_TRAINED_ON] = pack(self.trained_on)
-        write_model(
-            Path(folder),
-            tensors,
-            config,
-            calibration,
-            readme or model_card(self.config, self.card, self.calibration),
-        )
+        write_model(Path(folder), tensors, config, calibration, readme or self._readme())
+
+    def _readme(self) -> str:
+        side = self.quick.backbone.side if self.quick is not None else None
+        return model_card(self.config, self.card, self.calibration, side)
 
     @classmethod
     def load(
@@ -484,7 +482,7 @@ class Detector:
             _check_backbone("view_backbone", files.config, quick.backbone.card(), folder)
             quick.load(_quick_state(files.tensors))
         if _FUSION[0] in files.tensors:
-            fusion = Fusion.checked(config.model_views, *(files.tensors[key] for key in _FUSION), str(folder))
+            fusion = Fusion.checked(config.model_views, [files.tensors[key] for key in _FUSION], str(folder))
         calibration = files.calibration and Calibration.from_dict(
             files.calibration, f"{folder / 'calibration.json'}"
         )

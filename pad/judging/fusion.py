@@ -5,8 +5,9 @@
 m_v and σ_v are mean and deviation of the view's log-score over held-out normal images. What is unusual in one
 view is unusual, however common it looks in the others; the weights say how often to expect that of each view
 before any anomaly is known. Those of the quick views are the same for every model. The generator's is what it
-is worth: the share of the differences between normal images that it explains (`GeneratorView.explained`), about
-a half where it draws what is normal, and next to nothing where it draws the same blur whatever it is shown.
+is worth: the share of the differences between normal images that it explains (`GeneratorView.explained`),
+about a half where it draws what is normal, and next to nothing where it draws the same blur whatever it is
+shown.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Fusion:
 
     @classmethod
     def fit(cls, views: Sequence[str], scores: ArrayLike, explained: float = 0.0) -> Fusion:
-        """From the scores (n, v) of normal images by models that did not see them; and of the generator, where
-        it is one of the views, the share of differences that it explains, in [0, 1].
+        """From the scores (n, v) of normal images by models that did not see them; and of the generator,
+        where it is one of the views, the share of differences that it explains, in [0, 1].
 
         Raises PadError for fewer than two images.
         """
@@ -57,11 +58,10 @@ class Fusion:
         return fused.astype(np.float32)
 
     @classmethod
-    def checked(
-        cls, views: Sequence[str], mean: ArrayLike, deviation: ArrayLike, weights: ArrayLike, where: str
-    ) -> Fusion:
-        """From numbers that a model holds. Raises PadError, beginning with `where`, if they do not fit."""
-        numbers = [np.asarray(values, dtype=np.float64) for values in (mean, deviation, weights)]
+    def checked(cls, views: Sequence[str], given: Sequence[ArrayLike], where: str) -> Fusion:
+        """From numbers that a model holds: mean, deviation and weights. Raises PadError, beginning with
+        `where`, if they do not fit."""
+        numbers = [np.asarray(values, dtype=np.float64) for values in given]
         fits = all(n.shape == (len(views),) and np.isfinite(n).all() for n in numbers)
         if not fits or min(numbers[1].min(), numbers[2].min()) <= 0:
             raise PadError(f"{where}: 'fusion' must give mean, deviation and weight of each view; refused")

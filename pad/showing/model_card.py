@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pad.backbones.timm_model import usable_side
 from pad.config import Config
 from pad.judging.calibration import Calibration
 
 
-def model_card(config: Config, card: Mapping[str, Any], calibration: Calibration | None) -> str:
-    """README.md of a model folder, in Markdown. Arguments: as the attributes of a `Detector`."""
+def model_card(
+    config: Config, card: Mapping[str, Any], calibration: Calibration | None, side: int | None = None
+) -> str:
+    """README.md of a model folder, in Markdown. side: of the pictures that the quick views see, in pixels;
+    the other arguments are as the attributes of a `Detector`."""
     data, training = card.get("data", {}), card.get("training", {})
-    side = config.input_side
+    read = config.input_side
     rows = {
         "normal images": f"{data.get('images', '?')} from `{data.get('source', '?')}`",
-        "input": f"{side}x{side}, {'grey' if config.channels == 1 else 'colour'}",
+        "input": f"{read}x{read}, {'grey' if config.channels == 1 else 'colour'}",
         "views": ", ".join(config.model_views),
     }
     if config.quick_views:
-        seen = usable_side(config.view_backbone, config.view_size)
-        rows["views of features"] = f"{config.view_backbone} at {seen}x{seen}"
+        rows["views of features"] = f"{config.view_backbone} at {side}x{side}"
     if config.has_generator:
         similarity = config.similarity
         if similarity == "relative-perceptual-l1":

@@ -91,8 +91,9 @@ class GeneratorView:
     def explained(self, x: Tensor) -> tuple[float, float]:
         """Sums over n >= 2 normal images of rho(x, G(E(x))), and of rho(x, G(E(x'))) for another image x'.
 
-        1 - E[rho(x, G(E(x)))] / E[rho(x, G(E(x')))] is the share of the differences between normal images that
-        the generator explains: 0 if it draws the same whatever it is shown, 1 if it draws what it is shown."""
+        1 - E[rho(x, G(E(x)))] / E[rho(x, G(E(x')))] is the share of the differences between normal images
+        that the generator explains: 0 if it draws the same whatever it is shown, 1 if it draws what it is
+        shown."""
         reference, nearest, _ = self._nearest(x.to(self.device))
         with torch.no_grad(), self.autocast():
             own = self.similarity.compare(reference, nearest).float().sum()
