@@ -191,6 +191,28 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
+def promises(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """False alarms at each rate asked, and what was found: means over draws, with their standard error."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        if "false_alarms" in row:
+            groups.setdefault((row["task"], row["normals"]), []).append(row)
+
+    def cell(group: list[dict[str, Any]], key: str, rate: float) -> str:
+        shares = np.array([row[key][str(rate)] for row in group])
+        error = shares.std(ddof=1) / len(shares) ** 0.5 if len(shares) > 1 else None
+        return f"{100 * shares.mean():.1f} %" + (f" ± {100 * error:.1f}" if error is not None else "")
+
+    header = ["task, normal images", "draws", *(f"false alarms at {100 * r:g} %" for r in RATES)]
+    header += [f"found at {100 * r:g} %" for r in RATES]
+    lines = [
+        [f"{task}, {n}", str(len(group))]
+        + [cell(group, key, rate) for key in ("false_alarms", "found") for rate in RATES]
+        for (task, n), group in groups.items()
+    ]
+    return header, lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-root", type=Path, required=True, metavar="DIR")
@@ -211,10 +233,11 @@ def main() -> None:
         rows += measure(task, arguments)
         if arguments.out:
             write_json(arguments.out, {**origin, "results": rows})
-    header, lines = table(rows)
-    print(plain(header, lines))
+    print(plain(*table(rows)), plain(*promises(rows)), sep="\n\n")
     if arguments.markdown:
-        arguments.markdown.write_text(markdown(origin, header, lines, ""), encoding="utf-8")
+        text = markdown(origin, *table(rows), "")
+        text += "\n" + markdown(origin, *promises(rows), "Means over draws and their standard errors.")
+        arguments.markdown.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

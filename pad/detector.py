@@ -21,7 +21,7 @@ from pad.config import BATCH_SIZE, Config, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, warn
 from pad.images.decode import ImageError, batch_tensor
-from pad.images.identity import Hashes, hashes_of, pack, unpack
+from pad.images.identity import NO_HASHES, Hashes, hashes_of, joined, pack, unpack
 from pad.images.imageset import ImageSet
 from pad.images.ranges import warn_of_unit_range
 from pad.images.resize import at_side
@@ -48,7 +48,6 @@ from pad.views.quick import QuickViews, build_quick
 Result = TypeVar("Result")
 
 
-_TRAINED_ON = "trained_on"  # in calibration.json, under "extra"
 _NOT_OF_THE_CARD = ("format", "recipe", "backbone", "view_backbone")  # in config.yaml
 _FUSION = ("fusion.mean", "fusion.deviation", "fusion.weights")  # in model.safetensors
 MAP_SIDE = 64  # pixels of the maps that the quick views make
@@ -67,8 +66,9 @@ class Detector:
         calibration: the scores of held-out normal images, or None.
         card: where it comes from: versions, data, training (plain types).
         device: where it computes.
-        trained_on: hashes of the images that it was trained on (pad/images/identity.py), or None where that
-            is not known: models made by an older version do not say.
+        trained_on: hashes of the images that its generator was trained on (pad/images/identity.py), or None
+            where that is not known: models made by an older version do not say.
+        fitted_on: hashes of the images that its quick views were fitted on.
     """
 
     def __init__(
@@ -81,12 +81,13 @@ class Detector:
         card: Mapping[str, Any] | None = None,
         trained_on: Hashes | None = None,
         fusion: Fusion | None = None,
+        fitted_on: Hashes = NO_HASHES,
     ) -> None:
         if generator is None and quick is None:
             raise PadError("setting 'views': a model needs a view; with --steps 0, one besides the generator")
         self.config, self.device, self.calibration = config, device, calibration
         self.card: dict[str, Any] = dict(card or {})
-        self.trained_on, self.fusion = trained_on, fusion
+        self.trained_on, self.fitted_on, self.fusion = trained_on, fitted_on, fusion
         self.generator, self.quick = generator, quick
         self.dtype = pick_precision(config.precision, device)
         if quick is not None:
@@ -205,7 +206,7 @@ class Detector:
                 similarity.take_statistics(self.generator.similarity)
             generator = GeneratorView(config, self.generator.networks, similarity, self.device)
         return Detector(
-            config, generator, self.quick, self.device, card=self.card, trained_on=self.trained_on
+            config, generator, self.quick, self.device, None, self.card, self.trained_on, None, self.fitted_on
         )
 
     def _autocast(self) -> torch.autocast:
@@ -300,9 +301,10 @@ class Detector:
                     picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale, row.views
                 )
 
-    def trained_among(self, images: Any) -> np.ndarray:
-        """Which of some images the model was trained on, (n,) bool: the same pictures, whatever their names,
-        order or (lossless) file format; all False where the model does not know.
+    def trained_among(self, images: Any, views: bool = True) -> np.ndarray:
+        """Which of some images the model was trained or fitted on, (n,) bool: the same pictures, whatever
+        their names, order or (lossless) file format; all False where the model does not know.
+        Without `views`, those that its quick views were fitted on do not count.
 
         Raises PadError for what are no images (see `fit`).
         """
@@ -310,9 +312,9 @@ class Detector:
             images = torch.from_numpy(images)
         single = isinstance(images, str | Path) or not hasattr(images, "__len__")
         images = as_image_set([images] if single else images)
-        if self.trained_on is None:
-            return np.zeros(len(images), bool)
-        return np.isin(hashes_of(images), self.trained_on)
+        trained = NO_HASHES if self.trained_on is None else self.trained_on
+        known = joined(trained, self.fitted_on) if views else trained
+        return np.isin(hashes_of(images), known) if len(known) else np.zeros(len(images), bool)
 
     def calibrate(
         self,
@@ -334,9 +336,9 @@ class Detector:
         """
         warn_of_unit_range(images)
         extra = dict(extra or {})
-        if self.trained_on is not None and quick_scores is None:
+        if self.trained_on is not None:
             images = images if hasattr(images, "__len__") else list(images)
-            seen = int(self.trained_among(images).sum())
+            seen = int(self.trained_among(images, views=quick_scores is None).sum())
             if seen and not allow_trained:
                 message = trained_message(seen, len(images))
                 raise PadError(f"{message}; leave them out, or say allow_trained=True")
@@ -436,7 +438,9 @@ class Detector:
         config = {"recipe": recipe, **self._backbone_cards(), **self.card}
         calibration = None if self.calibration is None else self.calibration.to_dict()
         if calibration is not None and self.trained_on is not None:
-            calibration["extra"][_TRAINED_ON] = pack(self.trained_on)
+            calibration["extra"]["trained_on"] = pack(self.trained_on)
+        if calibration is not None and len(self.fitted_on):
+            calibration["extra"]["fitted_on"] = pack(self.fitted_on)
         write_model(Path(folder), tensors, config, calibration, readme or self._readme())
 
     def _readme(self) -> str:
@@ -487,10 +491,8 @@ class Detector:
             files.calibration, f"{folder / 'calibration.json'}"
         )
         card = {k: v for k, v in files.config.items() if k not in _NOT_OF_THE_CARD}
-        trained_on = None
-        if calibration and _TRAINED_ON in calibration.extra:
-            trained_on = _unpacked(calibration.extra.pop(_TRAINED_ON), folder / "calibration.json")
-        return cls(config, generator, quick, target, calibration or None, card, trained_on, fusion)
+        trained_on, fitted_on = _hashes_in(calibration) if calibration else (None, NO_HASHES)
+        return cls(config, generator, quick, target, calibration or None, card, trained_on, fusion, fitted_on)
 
     def _backbone_cards(self) -> dict[str, dict[str, str]]:
         cards = {}
@@ -503,19 +505,18 @@ class Detector:
         return cards
 
 
+def _hashes_in(calibration: Calibration) -> tuple[Hashes | None, Hashes]:
+    """Takes what the model was trained and fitted on out of what it keeps with its calibration."""
+    trained, fitted = (calibration.extra.pop(key, None) for key in ("trained_on", "fitted_on"))
+    return None if trained is None else unpack(trained), NO_HASHES if fitted is None else unpack(fitted)
+
+
 def trained_message(seen: int, images: int) -> str:
     """What is said where a model is to be calibrated on `seen` of `images` that it was trained on."""
     return (
-        f"{seen} of {images} image{'' if images == 1 else 's'} were trained on by this model: they score too "
-        "low, so more new normal images would be flagged than promised"
+        f"the model was trained on {seen} of the {images} images given: such images score too low, so more "
+        "new normal images would be flagged than promised"
     )
-
-
-def _unpacked(text: Any, path: Path) -> Hashes:
-    try:
-        return unpack(text)
-    except ValueError:
-        raise PadError(f"{path}: '{_TRAINED_ON}' must hold hashes of images in base64") from None
 
 
 def _warn_if_nothing_can_be_flagged(calibration: Calibration, fpr: float, confidence: float | None) -> None:

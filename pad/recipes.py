@@ -13,6 +13,7 @@ from pad.images.imageset import ImageSet
 
 DEFAULT_RECIPE = "folder"
 GENERATOR_IMAGES = 100  # from which on the default recipe trains one
+PHOTOGRAPH_STEPS = 300  # of a generator at 64x64 pixels, where a step takes four times as long
 PROBED = 32  # images looked at
 WIDTH = 32  # of feature maps, as in the paper for images of 32x32
 _AUTO_WIDTHS = ("generator_channels", "encoder_channels", "critic_channels")
@@ -36,7 +37,7 @@ def choose(values: Mapping[str, Any], images: ImageSet, timed: bool = False) -> 
 
     views: all of them. steps: 0, so that there is no generator, where there are fewer images than
     GENERATOR_IMAGES, unless steps or a time were asked for: a part of the images would have to be kept from
-    the training to calibrate by.
+    the training to calibrate by; PHOTOGRAPH_STEPS at a size of 64.
     view_size: a side at which a backbone that knows photographs still recognizes what it sees. input_size:
     that side for pictures that are larger than the networks' `size`.
     channels: 1 if every probed image is grey. size: 28 for images up to 28 pixels on the shorter side, 32 up
@@ -54,6 +55,8 @@ def choose(values: Mapping[str, Any], images: ImageSet, timed: bool = False) -> 
         values["views"] = list(VIEWS)
         if not timed and "steps" not in values and len(images) < GENERATOR_IMAGES:
             values["steps"] = 0
+        elif not timed and "steps" not in values and values.get("size") == 64:
+            values["steps"] = PHOTOGRAPH_STEPS
     if values.get("view_size") == "auto":
         side = np.median(sides)
         values["view_size"] = 96 if side <= 28 else 192 if side <= 160 else 224

@@ -235,6 +235,30 @@ def test_contrast_needs_two_images(boots: Path, tmp_path: Path) -> None:
     assert "at least two" in done.stderr
 
 
+def test_promise_from_scores(tmp_path: Path) -> None:
+    """Of exchangeable scores what is found is what is expected; of ones that drift it is too many."""
+    random = np.random.default_rng(0)
+    lines = ["path,score,p_value,verdict,error"]
+    lines += [f"good/{i}.png,{score:.9g},,," for i, score in enumerate(random.gamma(5, 1, 300))]
+    lines += ["good/broken.png,,,,truncated", "hole/1.png,99,0.01,anomaly,"]
+    (tmp_path / "scores.csv").write_text("\n".join(lines) + "\n")
+    more = ("--only", "good/", "--calibration", 100, "--splits", 300)
+    done = bench("promise.py", "scores.csv", *more, cwd=tmp_path)
+    head, _, *rows = done.stdout.splitlines()
+    assert head == "100 scores calibrate, 200 are judged; 300 splits"
+    assert len(rows) == 6
+    for line, fpr in zip(rows, (5, 10, 20) * 2, strict=True):
+        mean, error, expected, above, expected_above = (
+            float(word.rstrip("%")) for word in line.split()[3:] if word != "+-"
+        )
+        assert mean == pytest.approx(expected, abs=6 * error)
+        assert expected <= fpr
+        assert above == pytest.approx(expected_above, abs=10)
+        if "sure" in line:
+            assert expected_above < 20
+    bench("promise.py", "scores.csv", "--calibration", 301, cwd=tmp_path, status=2)
+
+
 def test_mutated_images_cost_no_row_and_no_traceback(tmp_path: Path) -> None:
     """A few of the ten thousand; and what the benchmark counts is counted, where there is something."""
     results = tmp_path / "mutants.json"

@@ -242,23 +242,79 @@ def test_false_discoveries_are_bounded():
     assert 0.1 < np.mean(shares) <= 0.2 + 3 * np.std(shares) / 300**0.5
 
 
+def pictures(n: int, start: int = 0) -> np.ndarray:
+    """Hashes of n pictures; the first `start` of them are those of a call with n = `start`."""
+    random = [np.random.default_rng(seed).integers(0, 2**48, size, dtype=np.uint64)
+              for seed, size in ((8, min(n, start or n)), (9, n - min(n, start or n)))]  # fmt: skip
+    return np.concatenate(random)
+
+
 @pytest.mark.parametrize(
     ("n", "kept"), [(2, 1), (8, 4), (60, 30), (100, 50), (250, 50), (300, 60), (6000, 1200)]
 )
 def test_split_sizes(n: int, kept: int):
-    train, calibration = calibration_split(n, seed=1)
+    train, calibration = calibration_split(pictures(n), seed=1)
     assert len(calibration) == kept
     np.testing.assert_array_equal(np.sort(np.concatenate([train, calibration])), np.arange(n))
 
 
 def test_split_follows_the_seed():
-    first, second = calibration_split(500, seed=0)[1], calibration_split(500, seed=1)[1]
-    np.testing.assert_array_equal(first, calibration_split(500, seed=0)[1])
+    first, second = (calibration_split(pictures(500), seed=seed)[1] for seed in (0, 1))
+    np.testing.assert_array_equal(first, calibration_split(pictures(500), seed=0)[1])
     assert 5 <= len(np.intersect1d(first, second)) <= binom.ppf(0.9999, 100, 0.2)
     with pytest.raises(PadError):
-        calibration_split(1)
+        calibration_split(pictures(1))
     with pytest.raises(PadError, match="calibration_fraction"):
-        calibration_split(100, 1.0)
+        calibration_split(pictures(100), 1.0)
+
+
+def test_split_goes_by_content_and_not_by_place():
+    hashes = pictures(300)
+    kept = set(hashes[calibration_split(hashes)[1]])
+    order = np.random.default_rng(1).permutation(300)
+    assert set(hashes[order][calibration_split(hashes[order])[1]]) == kept
+    # In a list that has grown the first of the order are still the first: only what is pushed out leaves.
+    grown = np.concatenate([pictures(360, start=300)[300:], hashes])
+    now = set(grown[calibration_split(grown)[1]])
+    assert len(now) == 72
+    assert len(now & kept) >= 0.9 * len(kept)
+
+
+@pytest.mark.parametrize("copies", [2, 3, 10])
+def test_copies_of_a_picture_are_on_one_side(copies: int):
+    hashes = np.random.default_rng(0).permutation(np.repeat(pictures(100), copies))
+    training, calibration = calibration_split(hashes)
+    assert not set(hashes[training]) & set(hashes[calibration])
+    wanted = max(50, round(0.2 * len(hashes)))
+    assert wanted <= len(calibration) < wanted + copies
+    # One picture that fills most of the list cannot be kept back.
+    training, calibration = calibration_split(np.append(np.repeat(hashes[0], 9), pictures(12)[9:]))
+    assert len(calibration) == 3
+    training, calibration = calibration_split(np.array([1, 1, 1, 2, 2], np.uint64))
+    assert calibration.tolist() == [3, 4]
+    with pytest.raises(PadError, match="copies of one picture"):
+        calibration_split(np.full(20, 7, np.uint64))
+
+
+def test_nothing_that_was_trained_on_is_kept():
+    """Grown, reordered and mixed lists, over a chain of three models."""
+    trained = np.empty(0, np.uint64)
+    for step, n in enumerate((300, 360, 420)):
+        hashes = np.random.default_rng(step).permutation(pictures(n, start=300))
+        training, calibration = calibration_split(hashes, seed=step, trained=trained)
+        assert len(calibration) == round(0.2 * n)
+        assert not set(hashes[calibration]) & set(trained)
+        assert len(training) + len(calibration) == n
+        trained = np.union1d(trained, hashes[training])
+    # By position as before, 80 % of those kept would have been trained on; the same list keeps its sides.
+    hashes = pictures(300)
+    training, calibration = calibration_split(hashes)
+    again = calibration_split(hashes, trained=hashes[training])
+    np.testing.assert_array_equal(again[1], calibration)
+    few = calibration_split(hashes, trained=hashes[3:])[1]
+    assert few.tolist() == [0, 1, 2]
+    with pytest.raises(PadError, match="all 300 normal images were trained on"):
+        calibration_split(hashes, trained=hashes)
 
 
 def test_imports_without_torch():

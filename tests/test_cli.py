@@ -19,6 +19,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from pad import load
+
 ROOT = Path(__file__).parent.parent
 SMALL = [
     "latent_dim=8", "generator_channels=[8,8,8]", "encoder_channels=[8,8,8]", "critic_channels=[8,8,8]",
@@ -531,5 +533,111 @@ def test_calibrate_changes_the_calibration_and_nothing_else(
     ours, theirs = load_file(after / "model.safetensors"), load_file(before / "model.safetensors")
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     assert len(json.loads((after / "calibration.json").read_text())["scores"]) == 40
+    assert "note: " not in done.stderr
     done = subprocess.run([*pad, "--version"], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.startswith("pad ")
+
+
+def calibrate(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "pad", "calibrate", *map(str, arguments), "--device", "cpu"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def test_calibrating_on_images_trained_on_stops_unless_told_otherwise(
+    trained: Path, boots: Path, fashion: Path, tmp_path: Path
+) -> None:
+    others = tmp_path / "others"  # the same pictures under other names, in another format, and new ones
+    others.mkdir()
+    for i, path in enumerate(sorted(boots.glob("*.png"), reverse=True)):
+        Image.open(path).save(others / f"{i:04d}.bmp")
+    for path in sorted((fashion / "test" / "normal").glob("*.png"))[:20]:
+        shutil.copy(path, others)
+    out = tmp_path / "model"
+    before = (trained / "model" / "calibration.json").read_bytes()
+    done = calibrate(trained, others, status=2)
+    assert len(done.stderr.splitlines()) == 1
+    assert "the model was trained on 70 of the 140 images given" in done.stderr
+    assert "--skip-trained" in done.stderr
+    assert (trained / "model" / "calibration.json").read_bytes() == before
+
+    done = calibrate(trained, others, "--skip-trained", "--out", out)
+    assert "left out 70 of 140" in done.stderr
+    content = json.loads((out / "calibration.json").read_text())
+    assert len(content["scores"]) == 70
+    assert "never trained on" in (out / "README.md").read_text()
+    calibrate(out, others, status=2)  # still knows
+
+    done = calibrate(trained, others, "--allow-trained", "--out", out)
+    assert "warning: the model was trained on 70 of the 140 images given" in done.stderr
+    assert "95% sure" not in done.stdout
+    assert len(json.loads((out / "calibration.json").read_text())["scores"]) == 140
+    assert "70 of which it was trained on" in (out / "README.md").read_text()
+    done = run("evaluate.py", out, fashion / "test", "--out", tmp_path / "results")
+    assert "note: the model was trained on 70 of its 140 calibration images" in done.stdout
+    assert json.loads((tmp_path / "results" / "summary.json").read_text())["worst_fpr"] is None
+    calibrate(trained, others, "--allow-trained", "--skip-trained", status=2)
+
+    alone = next(path for path in boots.glob("*.png") if load(trained, "cpu").trained_among(path)[0])
+    done = calibrate(trained, alone, "--skip-trained", "--out", out, status=2)
+    assert "the model was trained on 1 of the 1 images given" in done.stderr
+
+
+def test_damaged_hashes_are_refused_by_name(trained: Path, fashion: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "model", tmp_path / "model")
+    path = tmp_path / "model" / "calibration.json"
+    content = json.loads(path.read_text())
+    for damaged in ("AAAA", "no base64 ", 7, {"a": 1}):
+        content["extra"]["trained_on"] = damaged
+        path.write_text(json.dumps(content))
+        done = run("evaluate.py", tmp_path / "model", fashion / "test", status=2)
+        assert "calibration.json: 'trained_on' must hold hashes" in done.stderr
+
+
+def test_a_confidence_lifts_the_threshold(trained: Path, fashion: Path, tmp_path: Path) -> None:
+    results = {}
+    for name, more in {"average": (), "sure": ("--confidence", 0.9)}.items():
+        out = tmp_path / name
+        done = run("evaluate.py", trained, fashion / "test", "--out", out, "--report", "--fpr", 0.1, *more)
+        summary = json.loads((out / "summary.json").read_text())
+        report = (out / "report.html").read_text()
+        data = json.loads(report.split('id="data">')[1].split("</script>")[0])
+        assert data["threshold"] == summary["threshold"]
+        assert data["confidence"] == summary["confidence"]
+        flagged = [row for row in rows(out / "scores.csv") if row["verdict"] == "anomaly"]
+        assert all(float(row["score"]) >= summary["threshold"] for row in flagged)
+        assert summary["counts"]["flagged"] == len(flagged)
+        results[name] = summary, done.stdout, report
+    average, sure = results["average"], results["sure"]
+    # Of 50 calibration images, 5 may lie above at 10 % on average: binom.sf(k - 1, 50, 0.1) >= 0.9 for k = 2.
+    scores = json.loads((trained / "model" / "calibration.json").read_text())["scores"]
+    assert scores[-5] < average[0]["threshold"] < scores[-4] or scores[-5] == scores[-4]
+    assert scores[-2] < sure[0]["threshold"] < scores[-1] or scores[-2] == scores[-1]
+    assert (average[0]["confidence"], sure[0]["confidence"]) == (None, 0.9)
+    assert average[0]["worst_fpr"] > 0.1
+    assert "at most 0.1 on average" in average[1]
+    assert "at most 0.1 with a probability of 90%" in sure[1]
+    assert "by this very model" in sure[2].split("How to read it")[1].split("<script")[0]
+    assert "by this very model" not in average[2].split("How to read it")[1].split("<script")[0]
+
+    few = run("evaluate.py", trained, fashion / "test", "--confidence", 0.95)
+    assert (
+        "50 calibration images cannot hold a false-alarm rate of 5 % with a confidence of 95 %" in few.stdout
+    )
+    assert "at least 59 normal images" in few.stdout
+    refused = run("evaluate.py", trained, fashion / "test", "--confidence", 0.9, "--fdr", 0.1, status=2)
+    assert "--confidence goes with --fpr" in refused.stderr
+    run("evaluate.py", trained, fashion / "test", "--confidence", 1, status=2)
+
+    detector = load(trained, device="cpu")
+    images = sorted((fashion / "test" / "normal").glob("*.png"))
+    wanted = detector.score(images) >= sure[0]["threshold"]
+    np.testing.assert_array_equal(detector.predict(images, 0.1, confidence=0.9), wanted)
+    verdicts = [e.verdict == "anomaly" for e in detector.explain(images[:4], 0.1, confidence=0.9)]
+    assert verdicts == wanted[:4].tolist()
+    shown = calibrate(trained, fashion / "test" / "normal", "--out", tmp_path / "m", "--confidence", 0.8)
+    again = load(tmp_path / "m", device="cpu").calibration
+    assert f"rate 10%: {again.threshold(0.1, 0.8):.6g}" in shown.stdout
+    assert "held with a probability of 80%" in shown.stdout

@@ -291,6 +291,41 @@ def test_fit_on_arrays_and_on_too_few(fashion: Path, boots: Path) -> None:
         pad.fit(arrays, device="cpu", stepz=3)
 
 
+def test_a_fitted_detector_is_not_calibrated_on_what_it_was_trained_on(
+    detector: pad.Detector, boots: Path, files: list[Path], tmp_path: Path
+) -> None:
+    detector.save(tmp_path / "model")
+    again = pad.load(tmp_path / "model", device="cpu")
+    paths = sorted(boots.glob("*.png"))
+    trained = again.trained_among(paths)
+    assert trained.sum() == 70
+    pictures = [Image.open(path) for path in paths]
+    arrays = np.stack([np.asarray(picture) for picture in pictures])
+    tensors = torch.from_numpy(arrays)[:, None] / 127.5 - 1
+    for same in (pictures, arrays, tensors, tensors.numpy(), resolve([str(boots)], "train")):
+        np.testing.assert_array_equal(again.trained_among(same), trained)
+        with pytest.raises(PadError, match="trained on 70 of the 120 images given"):
+            again.calibrate(same)
+    with pytest.raises(PadError, match="allow_trained=True"):
+        again.calibrate(iter(paths))
+    kept = [path for path, seen in zip(paths, trained, strict=True) if not seen]
+    sound = again.calibrate(iter([*kept, *files]))
+    assert len(sound) == 60
+    assert sound.caveat is None
+    unsound = again.calibrate(paths, allow_trained=True)
+    assert unsound.extra["trained_images"] == 70
+    assert "trained on 70 of its 120 calibration images" in str(unsound.caveat)
+
+
+def test_a_model_remembers_many_images_in_little_space(detector: pad.Detector, tmp_path: Path) -> None:
+    many = np.unique(np.random.default_rng(0).integers(0, 2**48, 60_000, dtype=np.uint64))
+    before, detector.trained_on = detector.trained_on, many
+    detector.save(tmp_path / "model")
+    detector.trained_on = before
+    np.testing.assert_array_equal(pad.load(tmp_path / "model", device="cpu").trained_on, many)
+    assert (tmp_path / "model" / "calibration.json").stat().st_size < 8 * 60_000 + 20_000
+
+
 def test_fit_takes_a_whole_config(boots: Path) -> None:
     tuples = {k: tuple(v) for k, v in SMALL.items() if isinstance(v, list)}
     config = Config(**{**SMALL, "size": 28, "steps": 2, **tuples})

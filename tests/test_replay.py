@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,15 @@ from test_cli import SMALL, run
 import pad
 from pad.detector import Detector
 from pad.errors import PadError
+from pad.images.identity import hashes_of
+from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
+from pad.images.stream import load_all
+from pad.learning.comparison import compare, format_quality, pseudo_anomalies, warnings_of
 from pad.learning.replay import (
     MixedImages,
-    compare,
-    format_quality,
+    Replay,
+    calibrate_both,
     generate,
     kept_latents,
     make_replay,
@@ -166,6 +172,81 @@ def test_calibration_covers_both(
     assert len(content["extra"]["replay"]) == 5 + 25  # the next fine-tuning replays both
 
 
+@pytest.fixture(scope="module")
+def grown(fashion: Path, boots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 120 images of `boots` and 40 more under new names, so that their order is another."""
+    folder = tmp_path_factory.mktemp("grown")
+    for path in [*boots.glob("*.png"), *(fashion / "test" / "normal").glob("*.png")]:
+        name = hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).hexdigest()[:8]
+        (folder / f"{name}.png").write_bytes(path.read_bytes())
+    assert len([*folder.iterdir()]) == 160
+    return folder
+
+
+def pixels(images: ImageSet) -> set[bytes]:
+    return {np.asarray(images.open(i)).tobytes() for i in range(len(images))}
+
+
+def test_nothing_is_calibrated_on_that_an_earlier_model_was_trained_on(
+    model: Path, old: Detector, boots: Path, grown: Path, tmp_path: Path
+) -> None:
+    """A folder that has grown, fine-tuned on twice with other seeds: by position, 35 of the 50 calibration
+    images had been trained on."""
+    text = fine_tune(model, grown, tmp_path / "second", "--steps", 2, "--replay", "none", "--seed", 5)
+    assert "70 of these were trained on before; none of them calibrates" in text
+    fine_tune(tmp_path / "second", grown, tmp_path / "third", "--steps", 2, "--replay", "none", "--seed", 6)
+    second, third = (pad.load(tmp_path / name, device="cpu") for name in ("second", "third"))
+    first_training, _ = split_images(resolve([str(boots)], "train"), old.config)
+    trained = pixels(first_training)
+    assert len(trained) == 70
+    before = old
+    for tuned in (second, third):
+        training, calibration = split_images(resolve([str(grown)], "train"), tuned.config, before.trained_on)
+        assert not pixels(calibration) & trained
+        assert tuned.calibration is not None
+        np.testing.assert_allclose(tuned.calibration.scores, np.sort(tuned.score(calibration)), rtol=1e-5)
+        trained |= pixels(training)
+        assert tuned.trained_on is not None
+        assert len(tuned.trained_on) == len(trained)
+        assert tuned.trained_among(training).all()
+        assert not tuned.trained_among(calibration).any()
+        before = tuned
+
+
+def test_replayed_images_that_were_trained_on_calibrate_nothing(
+    old: Detector, boots: Path, grown: Path
+) -> None:
+    images = resolve([str(grown)], "train")
+    training, held_out = split_images(resolve([str(boots)], "train"), old.config)
+    replay = make_replay(old, 200, images)
+    assert (len(replay.training), len(replay.held_out)) == (110, 50)
+    source, _ = load_images(training, old.config)
+    learned = {x.numpy().tobytes() for x in source.batch(torch.arange(len(training))).half()}
+    assert not learned & {x.numpy().tobytes() for x in replay.held_out.half()}
+    assert set(replay.hashes.tolist()) >= set(hashes_of(training).tolist())
+    # What is among the new images is theirs, on whichever side it is there.
+    rest = make_replay(old, 200, images, hashes_of(held_out))
+    assert len(rest.training) + len(rest.held_out) == 110
+    with pytest.raises(PadError, match=r"--replay .*all 70 normal images were trained on"):
+        make_replay(old, 200, training)
+    with pytest.raises(PadError, match="not among --data; 0 of 160 images"):
+        make_replay(old, 200, images, hashes_of(images))
+
+
+def test_a_model_that_does_not_say_what_it_was_trained_on(model: Path, boots: Path, tmp_path: Path) -> None:
+    shutil.copytree(model / "model", tmp_path / "older")
+    path = tmp_path / "older" / "calibration.json"
+    content = json.loads(path.read_text())
+    assert len(content["extra"].pop("trained_on")) == 8 * 70
+    path.write_text(json.dumps(content))
+    assert pad.load(tmp_path / "older", device="cpu").trained_on is None
+    text = fine_tune(tmp_path / "older", boots, tmp_path / "run", "--steps", 2, "--replay", "none")
+    assert "does not say which images it was trained on" in text
+    tuned = pad.load(tmp_path / "run", device="cpu")
+    assert tuned.trained_on is not None
+    assert len(tuned.trained_on) == 70
+
+
 def test_a_killed_fine_tuning_goes_on_as_if_it_had_not_stopped(
     model: Path, trousers: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +272,12 @@ def test_refused(model: Path, boots: Path, trousers: Path, photographs: Path, tm
         model, trousers, tmp_path / "c", "--set", "channels=3", status=2
     )
     assert "no images" in fine_tune(model, trousers, tmp_path / "d", "--replay", tmp_path, status=2)
+    assert "no such file" in fine_tune(model, trousers, tmp_path / "e", "--check", "nowhere", status=2)
+    assert not (tmp_path / "e").exists()
+    assert (
+        "--check goes with --from"
+        in run("train.py", "--data", boots, "--out", tmp_path / "f", "--check", boots, status=2).stderr
+    )
 
 
 def test_compare_without_replay_or_calibration(model: Path, old: Detector, trousers: Path) -> None:
@@ -198,10 +285,116 @@ def test_compare_without_replay_or_calibration(model: Path, old: Detector, trous
     plain = pad.load(model, device="cpu")
     plain.calibration = None
     quality = compare(plain, old, None, images)
-    assert set(quality) == {"new"}
+    assert set(quality) == {"new", "pseudo"}
     assert "flagged" not in quality["new"]["before"]
     assert quality["new"]["after"]["mean_score"] == pytest.approx(old.score(images).mean(), abs=1e-5)
-    assert len(format_quality(quality, False).splitlines()) == 3
+    assert len(format_quality(quality, False).splitlines()) == 4
+    assert not [*warnings_of(quality)]
+
+
+def test_calibration_images_are_not_judged_by_themselves(
+    old: Detector, model: Path, trousers: Path, boots: Path
+) -> None:
+    """A new model that is the old one: calibrated on hard new images and on old ones, it would flag at most
+    5 % of both together, but each half is judged by the other, and the share of each kind is its own."""
+    new_images = resolve([str(trousers)], "train")
+    _, old_images = split_images(resolve([str(boots)], "train"), old.config)
+    pixels, _, _ = load_all(old_images, old.config)
+    tuned = pad.load(model, device="cpu")
+    replay = Replay(pixels[:1], pixels, "boots", generated=False)
+    tuned.calibrate(new_images)
+    calibrate_both(tuned, old, replay)
+    quality = compare(old, tuned, replay, new_images)
+    new, known = tuned.score(new_images), tuned.score(pixels)
+    # Independently: halves drawn as there, verdicts by counting.
+    random = np.random.default_rng(0)
+    first = [random.permutation(len(s)) < len(s) // 2 for s in (new, known)]
+    flagged = [0, 0]
+    for half in (first, [~f for f in first]):
+        others = np.concatenate([s[~h] for s, h in zip((new, known), half, strict=True)])
+        for i, (scores, here) in enumerate(zip((new, known), half, strict=True)):
+            for s in scores[here]:
+                flagged[i] += (1 + (others >= s).sum()) / (len(others) + 1) <= 0.05
+    assert quality["new"]["after"]["flagged"] == pytest.approx(flagged[0] / 20, abs=1e-4)
+    assert quality["old"]["after"]["flagged"] == pytest.approx(flagged[1] / 50, abs=1e-4)
+    assert (
+        quality["new"]["after"]["flagged"] > 0.05
+    )  # trousers score higher: it can exceed the rate, and does
+    few = compare(old, tuned, None, new_images)  # 10 images cannot hold 5 %
+    assert "flagged" not in few["new"]["after"]
+    assert "flagged" in few["pseudo"]["after"]
+
+
+def test_pseudo_anomalies_have_the_same_pixels_elsewhere() -> None:
+    images = torch.arange(2 * 3 * 18 * 18.0).view(2, 3, 18, 18)
+    made = pseudo_anomalies(images, seed=3)
+    assert made.shape == (4, 3, 18, 18)
+    assert torch.equal(made, pseudo_anomalies(images, seed=3))
+    assert not torch.equal(made[2:], pseudo_anomalies(images, seed=4)[2:])
+    for image, turned, mixed in zip(images, made[:2], made[2:], strict=True):
+        assert torch.equal(turned, torch.rot90(image, 1, (1, 2)))
+        assert torch.equal(mixed[:, 16:], image[:, 16:])
+        assert not torch.equal(mixed, image)
+        pieces = [
+            {
+                tuple(p[:, i : i + 4, j : j + 4].flatten().tolist())
+                for i in range(0, 16, 4)
+                for j in range(0, 16, 4)
+            }
+            for p in (image, mixed)
+        ]
+        assert pieces[0] == pieces[1]
+        assert len(pieces[0]) == 16
+
+
+def test_what_fine_tuning_costs_is_said(
+    model: Path, old: Detector, trousers: Path, boots: Path, fashion: Path, tmp_path: Path
+) -> None:
+    """A normal that became so wide that bags pass as normal, and one that stayed: bags as --check."""
+    wide = tmp_path / "wide"  # all kinds at once are the new normal
+    wide.mkdir()
+    for path in (fashion / "test").rglob("*.png"):
+        if path.parent.name not in ("normal", "bag"):
+            shutil.copy(path, wide / f"{path.parent.name}-{path.name}")
+    bags = fashion / "test" / "bag"
+    text = fine_tune(model, wide, tmp_path / "w", "--steps", 60, "--replay", "none", "--check", bags)
+    quality = yaml.safe_load((tmp_path / "w" / "model" / "config.yaml").read_text())["fine_tuning"]["quality"]
+    check = quality["check"]
+    images = resolve([str(bags)], "evaluate")
+    assert (check["images"], check["source"]) == (20, "bag")
+    tuned = pad.load(tmp_path / "w", device="cpu")
+    for when, detector in (("before", old), ("after", tuned)):
+        assert check[when]["flagged"] == pytest.approx(detector.predict(images, 0.05).mean(), abs=1e-4)
+    assert check["before"]["flagged"] > 0.9
+    assert check["before"]["flagged"] - check["after"]["flagged"] > 0.1
+    shown = f"warning: of the anomalies of --check {100 * check['before']['flagged']:.1f} % were found before"
+    assert shown in text
+    assert "anomalies of --check          20" in text
+    assert "pseudo-anomalies" in text
+    # Labelled images: only those that are anomalous. A resumed run remembers what it was to check.
+    kept = fine_tune(
+        model, trousers, tmp_path / "k", "--steps", 2, "--replay", boots, "--check", fashion / "test"
+    )
+    assert "anomalies of --check         100" in kept
+    assert "warning" not in kept
+    assert "anomalies of --check         100" in fine_tune(model, trousers, tmp_path / "k", "--resume")
+
+
+def test_warnings_are_of_falls_by_more_than_ten_points() -> None:
+    def quality(before: float | None, after: float) -> dict:
+        flagged = {} if before is None else {"flagged": before}
+        return {
+            key: {"images": 9, "before": flagged, "after": {"flagged": after}} for key in ("pseudo", "check")
+        }
+
+    assert len([*warnings_of(quality(0.8, 0.475))]) == 2
+    assert (
+        "80.0 % were found before fine-tuning and 47.5 % are found now"
+        in [*warnings_of(quality(0.8, 0.475))][1]
+    )
+    assert not [*warnings_of(quality(0.8, 0.71))]
+    assert not [*warnings_of(quality(0.5, 0.9))]
+    assert not [*warnings_of(quality(None, 0.0))]
 
 
 def test_replaying_images_holds_some_back(boots: Path, old: Detector) -> None:

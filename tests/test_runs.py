@@ -139,6 +139,18 @@ def test_fine_tuning_killed_while_its_model_is_written(finished: Path, few: Path
     killed_everywhere(tmp_path, words, last=14)  # what comes before is as in a new run
 
 
+def test_fitting_views_killed_before_the_model_has_its_name(few: Path, tmp_path: Path) -> None:
+    words = ["--data", few, "--steps", 0, "--set", *TINY, "views=whole"]
+    whole = train(*words, folder=tmp_path / "whole")
+    place = next(i for i, operation in enumerate(whole.operations) if operation == ("rename", ".model.new"))
+    folder = tmp_path / "run"
+    assert train(*words, folder=folder, before=place).status == KILLED
+    assert not (folder / "model").exists()
+    assert train("--resume", folder=folder).status == 0
+    assert contents(folder) == contents(tmp_path / "whole")
+    assert hidden(folder) == [".lock"]
+
+
 def test_a_log_line_that_was_cut_short_is_written_anew(few: Path, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["--data", few, "--steps", 2, "--set", *TINY]

@@ -65,11 +65,12 @@ def mvtec(boots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_examine_gives_what_one_by_one_gives(detector: Detector):
     x = torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    scores, nearest, maps, latents = detector.examine(x)
+    scores, nearest, maps, latents, views = detector.examine(x)
     assert torch.equal(scores, detector.score_batch(x))
     assert torch.equal(nearest, detector.reconstruct(x))
     assert torch.equal(maps, detector.anomaly_map(x))
     assert torch.equal(latents, detector.encode(x))
+    assert torch.equal(views, detector.score_views(x))
     torch.testing.assert_close(maps.mean((1, 2)), scores)
 
 

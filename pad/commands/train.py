@@ -15,9 +15,10 @@ from pad.images.identity import Hashes, hashes_of, joined
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.judging.calibration import round_up
+from pad.learning.comparison import format_quality, warnings_of
 from pad.learning.quick import FIT_IMAGES
-from pad.learning.replay import NO_REPLAY, Replay, format_quality, make_replay
-from pad.learning.run import check_recipe, split_images, train_detector
+from pad.learning.replay import NO_REPLAY, Replay, make_replay
+from pad.learning.run import check_recipe, readable, split_images, train_detector
 from pad.recipes import build_config
 from pad.store.files import CannotWrite
 from pad.store.hub import resolve_model
@@ -75,6 +76,7 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
     if checkpoint is not None:
         _check_unchanged(from_mapping(checkpoint["recipe"]), config)
     check_recipe(config, start, request["data_root"])
+    check = _check(request, config) if request["check"] else None
     trained = start.trained_on if start else None
     training, calibration = split_images(images, config, trained, progress=True)
     new = joined(hashes_of(training), hashes_of(calibration))
@@ -97,6 +99,7 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
         progress=True,
         data_root=request["data_root"],
         replay=replay,
+        check=check,
     )
     _report(detector, folder.path)
     if start is not None:
@@ -144,6 +147,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "from_sha256": str,
     "replay": list,
     "replay_sha256": str,
+    "check": list,
     "recipe": dict,
 }
 
@@ -170,6 +174,9 @@ def _request(before: dict[str, Any], arguments: argparse.Namespace, folder: RunF
     start, replay = arguments.start or before.get("from"), arguments.replay or before.get("replay")
     if replay and not start:
         raise PadError("--replay goes with --from MODEL: it is what keeps that model's old normal")
+    check = arguments.check or before.get("check")
+    if check and not start:
+        raise PadError("--check goes with --from MODEL: it is what that model finds and should go on finding")
     known = before.get("set") or []
     return {
         "data": data,
@@ -183,6 +190,7 @@ def _request(before: dict[str, Any], arguments: argparse.Namespace, folder: RunF
         "from_sha256": None,
         "replay": replay,
         "replay_sha256": None,
+        "check": check,
     }
 
 
@@ -213,6 +221,16 @@ def _start(
     files = [settings.get(key) for key in ("backbone_weights", "view_backbone_weights")]
     weights, view_weights = (None if file is None else str(file) for file in files)
     return Detector.load(folder, arguments.device, weights, arguments.allow_downloads, view_weights)
+
+
+def _check(request: dict[str, Any], config: Config) -> ImageSet:
+    """The anomalies of --check: of labelled images those that are anomalous, otherwise all."""
+    images = resolve(request["check"], "evaluate", request["data_root"])
+    images = images.subset(i for i, sample in enumerate(images.samples) if sample.anomalous is not False)
+    images, errors = readable(images, config)
+    if not len(images):
+        raise PadError(f"--check: {errors[0] if errors else f'all images in {images.source} are normal'}")
+    return images
 
 
 def _say_what_was_trained_on(start: Detector, training: ImageSet) -> None:
@@ -307,9 +325,12 @@ def _report(detector: Detector, folder: Path) -> None:
 
 
 def _report_fine_tuning(detector: Detector, replay: Replay | None) -> None:
-    """Old and new normal images before and after."""
+    """Normal images and anomalies before and after."""
     generated = replay is not None and replay.generated
-    print(f"\n{format_quality(detector.card['fine_tuning']['quality'], generated)}")
+    quality = detector.card["fine_tuning"]["quality"]
+    print(f"\n{format_quality(quality, generated)}")
+    for warning in warnings_of(quality):
+        print(f"warning: {warning}", file=sys.stderr)
     if generated:
         print(
             "the old normal was replayed from the model itself, so its false-alarm rate is an estimate; "

@@ -17,12 +17,11 @@ and for the mixture, the rate is an estimate, and the model's card says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pad.detector import Detector
@@ -180,18 +179,31 @@ def generate(old: Detector, z: Tensor) -> Tensor:
 # Afterwards -----------------------------------------------------------------------------------------
 
 
+def known_scores(
+    old: Detector,
+    new: Detector,
+    replay: Replay,
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The scores of the old normal by which the new model is calibrated (see the module's text), of those of
+    the replay's `held_out` under the old model (`before`) and under the new one (`after`). None, where it has
+    several views and no real images: the views do not know the old normal."""
+    if new.fusion is not None and replay.generated:
+        return np.empty(0)
+    if not replay.generated or old.calibration is None:
+        return after
+    return old.calibration.scores * max(1.0, after.mean() / before.mean())
+
+
 def calibrate_both(detector: Detector, old: Detector, replay: Replay) -> Calibration:
     """Adds the old normal to a calibration that knows the new normal alone; see the module's text."""
     new = detector.calibration
     assert new is not None
     if detector.fusion is not None:
         return _calibrate_fused(detector, replay)
-    after = detector.score(replay.held_out).astype(np.float64)
-    if replay.generated:
-        growth = max(1.0, after.mean() / old.score(replay.held_out).astype(np.float64).mean())
-        known = old.calibration.scores * growth if old.calibration else after
-    else:
-        known = after
+    before, after = (model.score(replay.held_out).astype(np.float64) for model in (old, detector))
+    known = known_scores(old, detector, replay, before, after)
     extra = {**new.extra, "old_normal": "estimated" if replay.generated else "measured"}
     # The next fine-tuning replays both.
     latents = torch.cat([detector.encode(part) for part in replay.held_out.split(64)])
@@ -210,48 +222,3 @@ def _calibrate_fused(detector: Detector, replay: Replay) -> Calibration:
     extra = {**new.extra, "old_normal": "measured"}
     detector.calibration = Calibration(np.concatenate([new.scores, scores]), extra)
     return detector.calibration
-
-
-def compare(
-    old: Detector, new: Detector, replay: Replay | None, held_out: Any, fpr: float = 0.05
-) -> dict[str, Any]:
-    """Old and new normal images under both models: `{"old" | "new": {"images", "before", "after"}}`, each
-    of the last two with the `mean_score` and, where calibrated, the `flagged` share at `fpr`."""
-    sets: list[tuple[str, Any]] = [("new", held_out)]
-    if replay is not None:
-        sets.insert(0, ("old", replay.held_out))
-    return {
-        name: {
-            "images": len(images),
-            "before": _quality(old, images, fpr),
-            "after": _quality(new, images, fpr),
-        }
-        for name, images in sets
-    }
-
-
-def _quality(detector: Detector, images: Any, fpr: float) -> dict[str, float]:
-    scores = detector.score(images)
-    quality = {"mean_score": round(float(scores.mean()), 5)}
-    if detector.calibration is not None:
-        quality["flagged"] = round(float(detector.calibration.verdicts(scores, fpr).mean()), 5)
-    return quality
-
-
-def format_quality(quality: Mapping[str, Any], generated: bool) -> str:
-    """The comparison as a table for the terminal."""
-    names = {
-        "old": "old normal, generated" if generated else "old normal, held out",
-        "new": "new normal, held out",
-    }
-    lines = [f"{'':24}{'':>8}  {'mean score':>16}  {'flagged at 5 %':>16}"]
-    lines.append(f"{'':24}{'images':>8}  {'before':>8}{'after':>8}  {'before':>8}{'after':>8}")
-    for key, of in quality.items():
-        cells = [f"{of[when]['mean_score']:8.3f}" for when in ("before", "after")]
-        flags = [_share(of[when].get("flagged")) for when in ("before", "after")]
-        lines.append(f"{names[key]:24}{of['images']:8,}  {''.join(cells)}  {''.join(flags)}")
-    return "\n".join(lines)
-
-
-def _share(value: float | None) -> str:
-    return f"{'':>8}" if value is None else f"{100 * value:6.1f} %"

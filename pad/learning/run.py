@@ -23,15 +23,16 @@ from tqdm import tqdm
 
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.images.identity import NO_HASHES, Hashes, hashes_of, joined, with_hashes
 from pad.images.imageset import ImageSet, joined_sets
 from pad.images.resize import at_side
 from pad.images.resolve import resolve
 from pad.images.stream import load_all, stream
-from pad.judging.calibration import calibration_split
+from pad.judging.calibration import Calibration, calibration_split
+from pad.learning.comparison import compare
 from pad.learning.quick import FIT_IMAGES, calibrate_quick, fit_quick, fitted_on, look
-from pad.learning.replay import MixedImages, Replay, calibrate_both, compare, generator_of
+from pad.learning.replay import MixedImages, Replay, calibrate_both, generator_of
 from pad.learning.trainer import (
     CACHE_BYTES,
     Images,
@@ -187,6 +188,7 @@ def train_detector(
     progress: bool = False,
     data_root: Path | None = None,
     replay: Replay | None = None,
+    check: ImageSet | None = None,
 ) -> Detector:
     """Trains, calibrates, and (with a folder) keeps checkpoints, samples, a log and the model.
 
@@ -199,6 +201,7 @@ def train_detector(
         checkpoint: of this run, to go on from.
         start: a trained detector to start from; its mu and sigma stay, so that scores stay comparable.
         replay: images of what `start` calls normal, to train on besides.
+        check: anomalies; how many of them `start` finds, and the new detector, is put on its card.
         progress: show progress bars (on a terminal).
 
     Raises:
@@ -249,7 +252,7 @@ def train_detector(
             "replayed_images": len(replay.training) if replay else 0,
         }
     run_folder = None if folder is None else RunFolder(folder)
-    run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, trained, start, replay)
+    run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, trained, start, replay, check)
     run.training_images = training
     if checkpoint is not None:
         run.resume(checkpoint)
@@ -280,7 +283,7 @@ def _fit_views(
             "finished": True,
         },
     }
-    detector.trained_on = hashes_of(images)
+    detector.trained_on, detector.fitted_on = NO_HASHES, hashes_of(images)
     if folder is not None:
         detector.save(RunFolder(folder).model)
     return detector
@@ -288,7 +291,7 @@ def _fit_views(
 
 def _tell_skipped(lines: list[str]) -> None:
     for line in lines[:20]:
-        print(f"skipped {line}", file=sys.stderr)
+        print(printable(f"skipped {line}"), file=sys.stderr)
     if len(lines) > 20:
         print(f"skipped {len(lines) - 20} more", file=sys.stderr)
 
@@ -386,8 +389,7 @@ def _calibrate(detector: Detector, training: ImageSet, calibration: ImageSet, pr
     detector.calibrate(
         calibration.subset([looked.indices[row] for row in judged]), quick_scores=scores[judged]
     )
-    if detector.trained_on is not None:
-        detector.trained_on = joined(detector.trained_on, hashes_of(calibration))
+    detector.fitted_on = joined(hashes_of(training), hashes_of(calibration))
 
 
 class Run:
@@ -406,16 +408,18 @@ class Run:
         trained_on: Hashes,
         start: Detector | None = None,
         replay: Replay | None = None,
+        check: ImageSet | None = None,
     ) -> None:
         self.trainer, self.config = trainer, trainer.config
         self.calibration, self.card, self.folder, self.minutes = calibration, card, folder, minutes
         self.begun, self.progress = begun, progress
-        self.trained_on, self.start, self.replay = trained_on, start, replay
+        self.trained_on, self.start, self.replay, self.check = trained_on, start, replay, check
         self.received: list[int] = []  # signals
         self.saved: int | None = None  # the step of the newest checkpoint
         self.trained = False  # to the end, and saved
         self.writer: Any = None
         self.training_images: ImageSet = calibration.subset([])
+        self.new_normal: Calibration | None = None  # without an old normal
 
     def run(self) -> Detector:
         """Trains to the end, or from where `resume` has put it, and makes the model."""
@@ -523,7 +527,9 @@ class Run:
         """Makes the model of the run, and saves it."""
         detector = self._calibrated()
         if self.start is not None:
-            quality = compare(self.start, detector, self.replay, self.calibration)
+            quality = compare(
+                self.start, detector, self.replay, self.calibration, self.check, self.new_normal
+            )
             detector.card["fine_tuning"]["quality"] = quality
         if self.folder is not None:
             detector.save(self.folder.model)
@@ -555,6 +561,7 @@ class Run:
         old = self.start.generator if self.start and self.replay else None
         generator.fit_residuals(in_batches(trainer.images, chosen), old)
         _calibrate(detector, self.training_images, self.calibration, self.progress)
+        self.new_normal = detector.calibration
         if self.start is not None and self.replay is not None:
             calibrate_both(detector, self.start, self.replay)
         return detector

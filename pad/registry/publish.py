@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pad import __version__
 from pad.config import Config
 from pad.errors import PadError, printable, shown
-from pad.store.cache import COMMIT, SLOWEST, time_limit
-from pad.store.hub import check_token, endpoint, explain_upload, offline, parse_hub_spec
+from pad.remote.cache import COMMIT, SLOWEST, time_limit
+from pad.remote.hub import check_token, endpoint, explain_upload, offline
+from pad.store.hub import parse_hub_spec
 from pad.store.model_folder import (
     CALIBRATION,
     CARD,
@@ -137,8 +139,6 @@ def upload(publication: Publication) -> str:
 
 def _send(publication: Publication) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
-
-    from pad import __version__
 
     api = HfApi(library_name="pad", library_version=__version__)
     api.create_repo(publication.repo, private=publication.private, exist_ok=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 from pad.config import zoo_folder
 from pad.detector import Detector
 from pad.errors import PadError
+from pad.remote.cache import sha256
 from pad.store.files import atomic
 from pad.store.hub import resolve_model
-from pad.store.index import is_inside, read_index, sha256
+from pad.store.index import is_inside, read_index
 from pad.store.model_folder import MAX_OTHER, check_inside, read_inside, read_model
 from pad.store.plain_json import parse_json
 

@@ -19,7 +19,6 @@ It is written by `add_entry` from measured results, never by hand.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ import yaml
 
 from pad.config import zoo_folder
 from pad.errors import PadError, one_line, shown
+from pad.remote.cache import sha256
 from pad.store.files import atomic
 from pad.store.model_folder import check_inside, read_model
 
@@ -172,15 +172,6 @@ def checksums(folder: Path) -> dict[str, str]:
         check_inside(folder, path)
     names = [(p.relative_to(folder), p) for p in paths]
     return {n.as_posix(): sha256(p) for n, p in names if not any(part.startswith(".") for part in n.parts)}
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write(root: Path, index: Mapping[str, ZooModel]) -> None:

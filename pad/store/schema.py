@@ -16,6 +16,7 @@ import msgspec
 
 from pad.config import Config, from_mapping
 from pad.errors import PadError, shown
+from pad.images.identity import unpack
 
 FORMAT = 2  # of config.yaml; a newer one is refused. 1: of the time when there was one view
 MOST_TEXT = 10_000  # characters
@@ -94,6 +95,7 @@ class _Extra(msgspec.Struct, frozen=True):
 
     map_scale: MapScale | None = None
     old_normal: Literal["estimated", "measured"] | None = None
+    trained_images: Count | None = None
     views: dict[Text, list[Score]] | None = None
 
 
@@ -138,8 +140,11 @@ def check_calibration(values: Any, config: Config, where: str) -> None:
     if not isinstance(extra, dict):
         raise PadError(f"{where}: 'extra' is not a mapping; refused")
     _check_latents(extra.get("replay"), config.latent_dim * config.latent_resolution**2, where)
+    large = ("replay", "trained_on", "fitted_on")
+    for key in large[1:]:
+        _check_hashes(extra.get(key), key, where)
     rest = {key: value for key, value in values.items() if key not in ("scores", "extra")}
-    _check_plain({**rest, "extra": {k: v for k, v in extra.items() if k != "replay"}}, where)
+    _check_plain({**rest, "extra": {k: v for k, v in extra.items() if k not in large}}, where)
     checked = _convert(extra, _Extra, f"{where}: extra")
     if any(not known or known != sorted(known) for known in (checked.views or {}).values()):
         raise PadError(f"{where}: 'views' must hold sorted scores; refused")
@@ -156,6 +161,15 @@ def _check_latents(kept: Any, numbers: int, where: str) -> None:
     for row in kept:
         if not isinstance(row, list) or len(row) != numbers or not all(map(_is_latent, row)):
             raise PadError(f"{where}: 'replay' must hold lists of {numbers:,} finite numbers; refused")
+
+
+def _check_hashes(text: Any, key: str, where: str) -> None:
+    if text is None:
+        return
+    try:
+        unpack(text)
+    except ValueError:
+        raise PadError(f"{where}: '{key}' must hold hashes of images in base64; refused") from None
 
 
 def _is_latent(value: Any) -> bool:
