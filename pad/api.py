@@ -19,6 +19,7 @@ def load(
     device: str = "auto",
     backbone_weights: str | None = None,
     allow_downloads: bool = False,
+    view_backbone_weights: str | None = None,
 ) -> Detector:
     """A trained detector.
 
@@ -26,13 +27,14 @@ def load(
         model: a run folder, a model folder, `zoo:NAME`, or `hf-hub:ORG/REPO[@REVISION]`.
         device: auto, cpu, cuda or mps.
         backbone_weights: a local file of weights for the backbones vgg16 and vgg19.
-        allow_downloads: whether the weights of such a backbone may be downloaded, if they are not on this
-            machine: a model may come from a stranger, and does not start a download by itself.
+        allow_downloads: whether the weights of a backbone may be downloaded, if they are not on this machine:
+            a model may come from a stranger, and does not start a download by itself.
+        view_backbone_weights: a local file of weights for the backbone of the views, `timm:MODEL`.
 
     Raises:
         PadError: no such model, or one that is damaged, unsafe or made by a newer format.
     """
-    return Detector.load(model, device, backbone_weights, allow_downloads)
+    return Detector.load(model, device, backbone_weights, allow_downloads, view_backbone_weights)
 
 
 def fit(

@@ -10,48 +10,50 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pad.config import BATCH_SIZE, Config, to_mapping
+from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, warn
-from pad.images.identity import NO_HASHES, Hashes, joined, pack, unpack
+from pad.images.decode import ImageError, batch_tensor
+from pad.images.identity import NO_HASHES, Hashes, hashes_of, joined, pack, unpack
+from pad.images.imageset import ImageSet
 from pad.images.ranges import warn_of_unit_range
 from pad.images.resize import at_side
+from pad.images.resolve import as_image_set
+from pad.images.stream import Batch, each_batch
+from pad.images.variation import in_variation
 from pad.judging.calibration import Calibration
 from pad.judging.fusion import Fusion
+from pad.judging.map_scale import MapScale, scale_of
+from pad.judging.rows import make_row
+from pad.latents import kept_latents
 from pad.networks import build_networks
+from pad.showing.explanation import EXPLAINED_AT_ONCE, Explanation, make_explanation, pictures_of
+from pad.showing.model_card import model_card
 from pad.similarity.build import Similarity, build_similarity
 from pad.similarity.relative import RelativePerceptualL1
+from pad.store.hub import resolve_model
+from pad.store.model_folder import read_model, write_model
+from pad.store.weights import TensorSpec
+from pad.views.examined import Examined
 from pad.views.features import Features
 from pad.views.generator import GeneratorView, smooth
 from pad.views.quick import QuickViews, build_quick
-
-if TYPE_CHECKING:
-    from pad.showing.explanation import Explanation
-    from pad.store.weights import TensorSpec
 
 Result = TypeVar("Result")
 
 
 _NOT_OF_THE_CARD = ("format", "recipe", "backbone", "view_backbone")  # in config.yaml
+_FUSION = ("fusion.mean", "fusion.deviation", "fusion.weights")  # in model.safetensors
 MAP_SIDE = 64  # pixels of the maps that the quick views make
+EXPLAINED_IMAGES = 256  # which say what the generator is worth
 _PLACED = 32  # numbers that place an image in a map of images, where there is no latent
-
-
-class Examined(NamedTuple):
-    """All that the detector says of a batch of n images, float32 on the CPU."""
-
-    scores: Tensor  # (n,), higher is more anomalous
-    nearest: Tensor  # (n, channels, s, s) in [-1, 1]: the nearest image that is normal
-    maps: Tensor  # (n, s, s) >= 0: where they differ from what is normal
-    latents: Tensor  # (n, d * r * r): E(x); without a generator, where the image lies among deep features
-    views: Tensor  # (n, v): the score in each view, in the order of `Detector.views`
 
 
 class Detector:
@@ -95,7 +97,7 @@ class Detector:
     @property
     def views(self) -> tuple[str, ...]:
         """The names of its views, the generator's first."""
-        return (("generator",) if self.generator else ()) + (self.quick.names if self.quick else ())
+        return self.config.model_views
 
     # Batches of tensors (n, channels, input_side, input_side) in [-1, 1]
 
@@ -126,12 +128,21 @@ class Detector:
 
     def score_batch(self, x: Tensor) -> Tensor:
         """A(x), (n,) float32 on the CPU."""
-        return self._fused(self.score_views(x))
+        return self.fused(self.score_views(x))
+
+    def fused(self, views: Tensor) -> Tensor:
+        """A(x), (n,), of the scores in each view, (n, v). Raises PadError for several views that are not
+        calibrated: without it nobody knows what is unusual in each."""
+        if views.shape[1] == 1:
+            return views[:, 0]
+        if self.fusion is None:
+            raise PadError("its views are not calibrated; `pad calibrate MODEL NORMAL_IMAGES` does it")
+        return torch.from_numpy(self.fusion.fuse(views.numpy()))
 
     def anomaly_map(self, x: Tensor) -> Tensor:
         """Where the image differs, (n, s, s) float32 >= 0: by *parts*, else by the generator.
 
-        It is smoothed over a sixteenth of the image: what matters is the region, not the sharpest pixel.
+        It is smoothed: what matters is the region, not the sharpest pixel.
         """
         return self.examine(x).maps
 
@@ -145,7 +156,7 @@ class Detector:
             features = self._features(x)
             columns.append(self.quick.scores(features))
         views = torch.cat(columns, 1)
-        scores = self._fused(views) if self.fusion or len(self.views) == 1 else views[:, 0]
+        scores = self.fused(views) if self.fusion or len(self.views) == 1 else views[:, 0]
         nearest = compared.nearest if compared else self._nearest_kept(x, features)
         latents = compared.latents if compared else self._placed(features)
         if compared is not None and (self.quick is None or "parts" not in self.quick.names):
@@ -153,6 +164,10 @@ class Detector:
         else:
             maps = self.quick_maps(features)
         return Examined(scores, nearest, maps, latents, views)
+
+    def varied(self, x: Tensor) -> Tensor:
+        """Each image in a variation that the recipe tolerates (pad/images/variation.py), on the CPU."""
+        return in_variation(x.cpu(), self.config.tolerate, self.config.seed)
 
     def for_generator(self, x: Tensor) -> Tensor:
         """Images at the size of the networks."""
@@ -184,14 +199,6 @@ class Detector:
         if len(self.quick.kept):
             return self.quick.kept.nearest(features)
         return torch.zeros_like(at_side(x.cpu(), min(MAP_SIDE, x.shape[-1])))
-
-    def _fused(self, views: Tensor) -> Tensor:
-        """(n,) of (n, v)."""
-        if views.shape[1] == 1:
-            return views[:, 0]
-        if self.fusion is None:
-            raise PadError("its views are not calibrated; `pad calibrate MODEL NORMAL_IMAGES` does it")
-        return torch.from_numpy(self.fusion.fuse(views.numpy()))
 
     def scoring_by(self, config: Config) -> Detector:
         """The same networks under a recipe that differs in SCORING_SETTINGS at most (pad/config.py): what it
@@ -230,14 +237,24 @@ class Detector:
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
     def view_p_values(self, images: Any) -> dict[str, np.ndarray]:
-        """How often a normal image looks at least as unusual, in each view by itself: name -> (n,) float64.
+        """How often a normal image looks at least as unusual, in each view by itself: name -> (n,) float64 in
+        (0, 1]. They say why; the verdict is by the fused score alone.
 
         Raises PadError if the model has no calibration, or an image cannot be read.
         """
+        calibration = self._calibrated()
         warn_of_unit_range(images)
         batches = [views.numpy() for views in self._each_batch(self.score_views, images)]
         scores = np.concatenate(batches) if batches else np.empty((0, len(self.views)), np.float32)
-        return self._calibrated().view_p_values(self.views, scores)
+        return calibration.view_p_values(self.views, scores)
+
+    def each_view_p_values(self, views: Tensor) -> list[dict[str, float]]:
+        """The p-value in each view by its name, for each of n images with the scores (n, v); empty without a
+        calibration."""
+        if self.calibration is None:
+            return [{} for _ in views]
+        columns = self.calibration.view_p_values(self.views, views.numpy())
+        return [{name: float(p[row]) for name, p in columns.items()} for row in range(len(views))]
 
     def p_values(self, images: Any) -> np.ndarray:
         """Conformal p-values, (n,) float64 in (0, 1]: how often a normal image scores at least as high.
@@ -258,8 +275,8 @@ class Detector:
         return calibration.verdicts(self.score(images), fpr, confidence)
 
     def explain(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> list[Explanation]:
-        """Why: for each image the nearest normal image that the generator can make, and where it differs;
-        with the verdict that `predict` gives.
+        """Why: for each image the nearest normal image (that the generator can make or, without one, that the
+        model keeps), where it differs, and in which views it is unusual; with the verdict of `predict`.
 
         Raises PadError if an image cannot be read. Warns as `score` and `predict` do.
         """
@@ -270,24 +287,23 @@ class Detector:
 
     def _explanations(self, images: Any, fpr: float, confidence: float | None) -> Iterator[Explanation]:
         """One after the other, in flat memory."""
-        from pad.images.decode import batch_tensor
-        from pad.judging.map_scale import scale_of
-        from pad.judging.rows import make_row
-        from pad.showing.explanation import BATCH_SIZE as SHOWN_AT_ONCE
-        from pad.showing.explanation import make_explanation, pictures_of
-
         config, scale = self.config, scale_of(self.calibration)
         iterator = pictures_of(images)
-        while chunk := list(islice(iterator, SHOWN_AT_ONCE)):
+        while chunk := list(islice(iterator, EXPLAINED_AT_ONCE)):
             examined = self.examine(batch_tensor([given for _, given in chunk], config))
-            for (picture, given), score, nearest, anomaly_map in zip(
-                chunk, examined.scores.tolist(), examined.nearest, examined.maps, strict=True
+            for (picture, given), score, nearest, anomaly_map, views in zip(
+                chunk,
+                examined.scores.tolist(),
+                examined.nearest,
+                examined.maps,
+                self.each_view_p_values(examined.views),
+                strict=True,
             ):
                 # Tensors come prepared: the recipe's crop is already behind them.
                 seen = config.replace(crop=None) if hasattr(given, "detach") else config
-                row = make_row("", score, self.calibration, fpr, confidence=confidence)
+                row = make_row("", score, self.calibration, fpr, confidence=confidence, views=views)
                 yield make_explanation(
-                    picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale
+                    picture, nearest, anomaly_map, seen, score, row.p_value, row.verdict, scale, row.views
                 )
 
     def trained_among(self, images: Any, views: bool = True) -> np.ndarray:
@@ -297,9 +313,6 @@ class Detector:
 
         Raises PadError for what are no images (see `fit`).
         """
-        from pad.images.identity import hashes_of
-        from pad.images.resolve import as_image_set
-
         if isinstance(images, np.ndarray) and images.dtype.kind == "f":
             images = torch.from_numpy(images)
         single = isinstance(images, str | Path) or not hasattr(images, "__len__")
@@ -317,7 +330,7 @@ class Detector:
     ) -> Calibration:
         """Sets the calibration from normal images that were not trained on; with it how views are fused, the
         scale of anomaly maps, and some latents, from which fine-tuning can replay what is normal
-        (pad/latents.py).
+        (pad/latents.py). Each image is judged in a variation that the recipe tolerates.
 
         quick_scores: of the same images in the quick views, (n, v), by fits that did not see them, where
             these views were fitted on the images as well (pad/learning/cross_fit.py).
@@ -326,8 +339,6 @@ class Detector:
         too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the
         same. Warns as `score` does.
         """
-        from pad.judging.map_scale import MapScale
-
         warn_of_unit_range(images)
         extra = dict(extra or {})
         if self.trained_on is not None:
@@ -341,7 +352,7 @@ class Detector:
         latents: list[Tensor] = []
 
         def maps() -> Iterator[np.ndarray]:
-            for examined in self._each_batch(self.examine, images):
+            for examined in self._each_batch(lambda x: self.examine(self.varied(x)), images):
                 views.append(examined.views)
                 latents.append(examined.latents)
                 yield from examined.maps.numpy()
@@ -349,19 +360,31 @@ class Detector:
         extra["map_scale"] = MapScale.from_maps(maps()).to_dict()
         scores = torch.cat(views).numpy()
         if quick_scores is not None:
+            extra["cross_fitted"] = True
             scores[:, len(self.views) - quick_scores.shape[1] :] = quick_scores
-        return self.calibrate_on(scores, torch.cat(latents), extra)
+        return self.calibrate_on(scores, torch.cat(latents), extra, self._explained(images))
+
+    def _explained(self, images: Any) -> float:
+        """The share of the differences between (the first) normal images that the generator explains."""
+        if self.generator is None or self.quick is None:
+            return 0.0
+        generator, first = self.generator, range(EXPLAINED_IMAGES)
+        if hasattr(images, "subset"):
+            images = images.subset(first[: len(images)])
+        elif hasattr(images, "__getitem__") and not isinstance(images, str):
+            images = images[: len(first)]
+        sums = list(self._each_batch(lambda x: generator.explained(self.for_generator(x)), images))
+        own, other = np.sum(sums, axis=0)
+        return 1 - float(own) / max(float(other), 1e-12)
 
     def calibrate_on(
-        self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any]
+        self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any], explained: float = 0.0
     ) -> Calibration:
-        """Sets fusion and calibration from the scores (n, v) of normal images in each view, and their
-        latents."""
-        from pad.latents import kept_latents
-
+        """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents,
+        and the share of their differences that the generator explains."""
         measured: dict[str, Any] = dict(extra)
-        self.fusion = Fusion.fit(self.views, views) if len(self.views) > 1 else None
-        scores = self._fused(torch.from_numpy(views))
+        self.fusion = Fusion.fit(self.views, views, explained) if len(self.views) > 1 else None
+        scores = self.fused(torch.from_numpy(views))
         if len(self.views) > 1:
             measured["views"] = {
                 name: [float(f"{value:.9g}") for value in np.sort(column)]
@@ -379,13 +402,10 @@ class Detector:
 
     def _each_batch(self, function: Callable[[Tensor], Result], images: Any) -> Iterator[Result]:
         """`function` of all images, batch by batch in order."""
-        from pad.images.decode import ImageError
-        from pad.images.imageset import ImageSet
-        from pad.images.stream import Batch, each_batch
-
         if not isinstance(images, ImageSet):
-            workers = lanes(self.device, BATCH_SIZE)
-            return in_parallel(function, self._batches(images, BATCH_SIZE // workers), workers)
+            size = fitting_batch(self.config, BATCH_SIZE)
+            workers = lanes(self.device, size)
+            return in_parallel(function, self._batches(images, size // workers), workers)
 
         def of_readable(batch: Batch) -> Result:
             for index, reason in batch.errors:
@@ -395,8 +415,6 @@ class Detector:
         return each_batch(of_readable, images, self.config, self.device, BATCH_SIZE)
 
     def _batches(self, images: Any, size: int) -> Iterator[Tensor]:
-        from pad.images.decode import batch_tensor
-
         if isinstance(images, np.ndarray | Tensor):
             for start in range(0, len(images), size):
                 yield batch_tensor(images[start : start + size], self.config, first=start)
@@ -413,17 +431,14 @@ class Detector:
     def save(self, folder: str | Path, readme: str | None = None) -> None:
         """Writes a model folder (DESIGN: model.safetensors, config.yaml, calibration.json, README.md), whole
         or not at all. Raises PadError if it cannot be written."""
-        from pad.showing.model_card import model_card
-        from pad.store.model_folder import write_model
-
         tensors: dict[str, Tensor] = {}
         if self.generator is not None:
             tensors |= {**self.generator.networks.state_dict(), **_statistics(self.generator.similarity)}
         if self.quick is not None:
             tensors |= {f"views.{key}": value for key, value in self.quick.state_dict().items()}
         if self.fusion is not None:
-            tensors["fusion.mean"] = torch.from_numpy(self.fusion.mean)
-            tensors["fusion.deviation"] = torch.from_numpy(self.fusion.deviation)
+            numbers = (self.fusion.mean, self.fusion.deviation, self.fusion.weights)
+            tensors |= {key: torch.from_numpy(values) for key, values in zip(_FUSION, numbers, strict=True)}
         # The path of a weights file means nothing on another machine; the fingerprint says which it was.
         recipe = {**to_mapping(self.config), "backbone_weights": None, "view_backbone_weights": None}
         config = {"recipe": recipe, **self._backbone_cards(), **self.card}
@@ -432,7 +447,11 @@ class Detector:
             calibration["extra"]["trained_on"] = pack(self.trained_on)
         if calibration is not None and len(self.fitted_on):
             calibration["extra"]["fitted_on"] = pack(self.fitted_on)
-        write_model(Path(folder), tensors, config, calibration, readme or model_card(self))
+        write_model(Path(folder), tensors, config, calibration, readme or self._readme())
+
+    def _readme(self) -> str:
+        side = self.quick.backbone.side if self.quick is not None else None
+        return model_card(self.config, self.card, self.calibration, side)
 
     @classmethod
     def load(
@@ -441,22 +460,24 @@ class Detector:
         device: str = "auto",
         backbone_weights: str | None = None,
         allow_downloads: bool = False,
+        view_backbone_weights: str | None = None,
     ) -> Detector:
-        """See `load`."""
-        from pad.store.hub import resolve_model
-        from pad.store.model_folder import read_model
-
+        """See `load`. `view_backbone_weights` is a file for the backbone of the quick views; without it, the
+        first file is for whichever of the two took its weights from a file."""
         folder = resolve_model(str(model))
         files = read_model(folder, _expected_tensors)
+        recorded = files.config.get("view_backbone")
+        if view_backbone_weights is None and isinstance(recorded, Mapping) and "file" in recorded:
+            backbone_weights, view_backbone_weights = None, backbone_weights
         config = dataclasses.replace(
-            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=backbone_weights
+            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=view_backbone_weights
         )
         target = pick_device(device)
         generator = quick = fusion = None
         if config.has_generator:
             similarity = build_similarity(config, download=allow_downloads)
             _make_room(similarity, files.tensors)
-            _check_backbone(files.config.get("backbone"), similarity.backbone_card(), folder)
+            _check_backbone("backbone", files.config, similarity.backbone_card(), folder)
             with torch.device("meta"):
                 networks = build_networks(config)
             networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
@@ -468,13 +489,10 @@ class Detector:
             generator = GeneratorView(config, networks, similarity, target)
         if config.quick_views:
             quick = build_quick(config, download=allow_downloads)
-            _check_backbone(files.config.get("view_backbone"), quick.backbone_card(), folder)
+            _check_backbone("view_backbone", files.config, quick.backbone.card(), folder)
             quick.load(_quick_state(files.tensors))
-        if "fusion.mean" in files.tensors:
-            names = (("generator",) if generator else ()) + config.quick_views
-            fusion = Fusion.checked(
-                names, files.tensors["fusion.mean"], files.tensors["fusion.deviation"], str(folder)
-            )
+        if _FUSION[0] in files.tensors:
+            fusion = Fusion.checked(config.model_views, [files.tensors[key] for key in _FUSION], str(folder))
         calibration = files.calibration and Calibration.from_dict(
             files.calibration, f"{folder / 'calibration.json'}"
         )
@@ -489,7 +507,7 @@ class Detector:
             cards["backbone"] = _with_file(card, self.config.backbone_weights)
         if self.quick is not None:
             file = self.config.view_backbone_weights
-            cards["view_backbone"] = _with_file(self.quick.backbone_card(), file)
+            cards["view_backbone"] = _with_file(self.quick.backbone.card(), file)
         return cards
 
 
@@ -526,8 +544,10 @@ def _expected_tensors(config: Config, found: Mapping[str, TensorSpec]) -> dict[s
                 _make_room(similarity, found)
                 tensors |= _statistics(similarity)
         if config.quick_views:
-            quick = {k: v for k, v in found.items() if k.startswith(("views.", "fusion."))}
+            quick = {k: v for k, v in found.items() if k.startswith("views.")}
             tensors |= {k: torch.empty(v.shape, dtype=v.dtype) for k, v in quick.items()}
+        if any(key in found for key in _FUSION):  # before it is calibrated, a model has none
+            tensors |= {key: torch.empty(len(config.model_views), dtype=torch.float64) for key in _FUSION}
     return tensors
 
 
@@ -557,12 +577,13 @@ def _statistics(similarity: Similarity) -> dict[str, Tensor]:
     return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}
 
 
-def _check_backbone(recorded: Any, present: Mapping[str, str], folder: Path) -> None:
+def _check_backbone(key: str, card: Mapping[str, Any], present: Mapping[str, str], folder: Path) -> None:
+    recorded, option = card.get(key), f"{key}_weights"
     if not isinstance(recorded, Mapping) or not present:
         return
     if recorded.get("fingerprint") != present["fingerprint"]:
         raise PadError(
             f"{folder} was trained with other weights of the backbone {present['name']} than these, "
-            "so its scores would not be comparable; give the right file with --backbone-weights (in training "
-            "with --set backbone_weights=FILE)"
+            f"so its scores would not be comparable; give the right file with --{option.replace('_', '-')} "
+            f"(in training with --set {option}=FILE)"
         )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pad.config import VIEWS, Config, feature_resolutions, from_mapping, load_recipe
 from pad.errors import PadError
-
-if TYPE_CHECKING:
-    from pad.images.imageset import ImageSet
+from pad.images.imageset import ImageSet
 
 DEFAULT_RECIPE = "folder"
 GENERATOR_IMAGES = 100  # from which on the default recipe trains one
+PHOTOGRAPH_STEPS = 300  # of a generator at 64x64 pixels, where a step takes four times as long
 PROBED = 32  # images looked at
 WIDTH = 32  # of feature maps, as in the paper for images of 32x32
 _AUTO_WIDTHS = ("generator_channels", "encoder_channels", "critic_channels")
@@ -28,17 +27,17 @@ def build_config(
     or if no image can be read."""
     values = {**load_recipe(name or DEFAULT_RECIPE), **settings}
     if any(value == "auto" for key, value in values.items() if key != "precision"):
-        values = choose(values, images, timed or "steps" in settings)
+        values = choose(values, images, timed)
     where = f"recipe '{name}'" if name and not settings else "the recipe"
     return from_mapping(values, where)
 
 
-def choose(values: Mapping[str, Any], images: ImageSet, trained: bool = False) -> dict[str, Any]:
-    """`values` with its `auto` settings replaced. trained: steps or a time to train for were asked for.
+def choose(values: Mapping[str, Any], images: ImageSet, timed: bool = False) -> dict[str, Any]:
+    """`values` with its `auto` settings replaced. timed: a time to train for was asked for.
 
     views: all of them. steps: 0, so that there is no generator, where there are fewer images than
-    GENERATOR_IMAGES, unless a training was asked for: a part of them would have to be kept from it to
-    calibrate by.
+    GENERATOR_IMAGES, unless steps or a time were asked for: a part of the images would have to be kept from
+    the training to calibrate by; PHOTOGRAPH_STEPS at a size of 64.
     view_size: a side at which a backbone that knows photographs still recognizes what it sees. input_size:
     that side for pictures that are larger than the networks' `size`.
     channels: 1 if every probed image is grey. size: 28 for images up to 28 pixels on the shorter side, 32 up
@@ -54,8 +53,10 @@ def choose(values: Mapping[str, Any], images: ImageSet, trained: bool = False) -
         values["size"] = 28 if side <= 28 else 32 if side <= 48 else 64
     if values.get("views") == "auto":
         values["views"] = list(VIEWS)
-        if not trained and len(images) < GENERATOR_IMAGES:
+        if not timed and "steps" not in values and len(images) < GENERATOR_IMAGES:
             values["steps"] = 0
+        elif not timed and "steps" not in values and values.get("size") == 64:
+            values["steps"] = PHOTOGRAPH_STEPS
     if values.get("view_size") == "auto":
         side = np.median(sides)
         values["view_size"] = 96 if side <= 28 else 192 if side <= 160 else 224

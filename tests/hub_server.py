@@ -1,6 +1,7 @@
 """A model hub on 127.0.0.1 that speaks the protocol of huggingface_hub, for tests with the real client.
 
-It keeps repositories in memory and can misbehave on purpose: cut a connection, serve wrong bytes, not answer.
+It keeps repositories in memory and can misbehave on purpose: cut a connection, serve wrong bytes, not answer,
+lie.
 Large files (here: `.safetensors` and `.png`) are LFS files; their `resolve` answers with a redirect to
 another host name, as the hub's does to its storage, where no token may arrive.
 """
@@ -13,6 +14,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -58,6 +60,8 @@ class Hub:
         self.renamed: dict[str, str] = {}  # old repository name: new one, answered by a redirect
         self.barrier: threading.Barrier | None = None  # downloads from storage wait for one another
         self.status = 0  # answer everything with this status
+        self.lie: Callable[[Handler, str], bool] | None = None  # may answer for a file (tests/lies.py)
+        self.outside = ""  # a folder where no client may write
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
@@ -184,6 +188,8 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(rows)
 
     def resolve(self, repo: str, revision: str, path: str) -> None:
+        if self.hub.lie is not None and self.hub.lie(self, path):
+            return None
         if repo in self.hub.renamed:
             return self.answer(b"", 307, Location=f"/{self.hub.renamed[repo]}/resolve/{revision}/{path}")
         found = self.repository(repo)

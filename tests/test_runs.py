@@ -30,6 +30,7 @@ from pad.store.files import CannotWrite, atomic, replace_folder, restore_folder
 from pad.store.hub import resolve_model
 from pad.store.model_folder import read_model
 from pad.store.run_folder import RunFolder
+from pad.views.generator import GeneratorView
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -136,6 +137,18 @@ def test_a_run_with_a_model_killed_anywhere(finished: Path, tmp_path: Path) -> N
 def test_fine_tuning_killed_while_its_model_is_written(finished: Path, few: Path, tmp_path: Path) -> None:
     words = ["--data", few, "--from", finished, "--steps", 1]
     killed_everywhere(tmp_path, words, last=14)  # what comes before is as in a new run
+
+
+def test_fitting_views_killed_before_the_model_has_its_name(few: Path, tmp_path: Path) -> None:
+    words = ["--data", few, "--steps", 0, "--set", *TINY, "views=whole"]
+    whole = train(*words, folder=tmp_path / "whole")
+    place = next(i for i, operation in enumerate(whole.operations) if operation == ("rename", ".model.new"))
+    folder = tmp_path / "run"
+    assert train(*words, folder=folder, before=place).status == KILLED
+    assert not (folder / "model").exists()
+    assert train("--resume", folder=folder).status == 0
+    assert contents(folder) == contents(tmp_path / "whole")
+    assert hidden(folder) == [".lock"]
 
 
 def test_a_log_line_that_was_cut_short_is_written_anew(few: Path, finished: Path, tmp_path: Path) -> None:
@@ -252,7 +265,8 @@ def test_resume_says_from_which_step_and_leaves_a_finished_run_alone(finished: P
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     done = train("--resume", "--steps", 3, folder=folder)
-    assert "training on 6 images in few for 3 steps, from step 2; 6 more" in done.out
+    assert "training on 6 images in few" in done.out
+    assert " for 3 steps, from step 2; 6 more are kept" in done.out
     before = {p: p.stat().st_mtime_ns for p in (folder / "model").iterdir()}
     done = train("--resume", folder=folder)
     assert (done.status, "from step 3;" in done.out) == (0, True)
@@ -352,7 +366,8 @@ def test_mistakes_are_found_before_anything_is_written_or_said(
     few: Path, finished: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
     words = [str(finished) if word == "FINISHED" else word for word in words]
-    done = train("--data", few, *words, folder=tmp_path / "new" / "run")
+    generator = ["--set", "steps=5", "views=generator"]
+    done = train("--data", few, *generator, *words, folder=tmp_path / "new" / "run")
     assert message in refusal(done)
     assert done.out == ""
     assert not (tmp_path / "new").exists()
@@ -516,11 +531,13 @@ def test_backbone_weights_count_in_fine_tuning(few: Path, boots: Path, tmp_path:
         state |= {f"{i}.weight": weight, f"{i}.bias": bias}
     torch.save(state, own)
     torch.save({key: value * 1.01 for key, value in state.items()}, other)
-    words = [*TINY, "similarity=relative-perceptual-l1", "backbone=vgg16", "layers=relu1_2"]
+    words = [*TINY, "similarity=relative-perceptual-l1", "backbone=vgg16", "layers=relu1_2",
+             "views=[generator,whole]"]  # fmt: skip
     model, folder = tmp_path / "model", tmp_path / "run"
     first = train("--data", few, "--steps", 1, "--set", *words, f"backbone_weights={own}", folder=model)
     assert first.status == 0, first.err
-    tune = ["--data", few, "--from", model, "--steps", 1, "--set"]
+    others = copies(boots, tmp_path / "others", 20, 32)
+    tune = ["--data", others, "--from", model, "--steps", 1, "--set"]
     message = refusal(train(*tune, f"backbone_weights={other}", folder=folder))
     assert "was trained with other weights of the backbone vgg16" in message
     assert train(*tune, f"backbone_weights={own}", folder=folder).status == 0
@@ -556,14 +573,12 @@ def test_refined_latents_stay_in_the_prior(finished: Path, fashion: Path) -> Non
     from scipy.stats import chi2
 
     trained = Detector.load(finished, "cpu")
+    assert trained.generator is not None
     config = trained.config.replace(refine_steps=5, refine_rate=2.0, prior_mass=0.5)
-    detector = Detector(config, trained.networks, trained.similarity, trained.device)
+    view = GeneratorView(config, trained.generator.networks, trained.generator.similarity, trained.device)
     seen: list[torch.Tensor] = []
-    detector.networks["generator"].register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0].detach())
-    )
-    x = load_all(resolve([str(fashion / "test" / "bag")], "evaluate"), config)[0]
-    detector.score_batch(x)
+    view.networks["generator"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    view.score(load_all(resolve([str(fashion / "test" / "bag")], "evaluate"), config)[0])
     lengths = torch.stack([z.flatten(1).norm(dim=1) for z in seen])
     assert len(lengths) == 6
     radius = chi2.ppf(0.5, df=4) ** 0.5

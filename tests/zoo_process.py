@@ -44,6 +44,11 @@ class Command:
     process: ForkServerProcess
     out: Path
     err: Path
+    memory: Path  # where it leaves the most memory that it had, in kB
+
+    def peak(self) -> int:
+        """The most memory that it had, in bytes, after its end."""
+        return int(self.memory.read_text()) * 1024
 
     def result(self) -> tuple[int, str, str]:
         """(exit status, stdout, stderr); neither a traceback nor the token is in them."""
@@ -68,10 +73,10 @@ def start(*words: str, env: dict[str, str], file_limit: int = 0) -> Command:
     _count += 1
     home = Path(env["HF_HOME"])
     home.mkdir(parents=True, exist_ok=True)
-    out, err = home / f"out{_count}", home / f"err{_count}"
-    process = CONTEXT.Process(target=_child, args=(words, env, out, err, file_limit))
+    out, err, memory = (home / f"{name}{_count}" for name in ("out", "err", "memory"))
+    process = CONTEXT.Process(target=_child, args=(words, env, out, err, memory, file_limit))
     process.start()
-    return Command(process, out, err)
+    return Command(process, out, err, memory)
 
 
 def zoo(*words: str, env: dict[str, str], file_limit: int = 0) -> tuple[int, str, str]:
@@ -87,14 +92,19 @@ def refused(*words: str, env: dict[str, str], file_limit: int = 0) -> str:
     return lines[0]
 
 
-def _child(words: tuple[str, ...], env: dict[str, str], out: Path, err: Path, file_limit: int) -> None:
+def _child(
+    words: tuple[str, ...], env: dict[str, str], out: Path, err: Path, memory: Path, file_limit: int
+) -> None:
     os.environ.clear()
     os.environ.update(env)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    sys.exit(main(list(words)))
+    try:
+        sys.exit(main(list(words)))
+    finally:
+        memory.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
 def main(words: list[str]) -> int:

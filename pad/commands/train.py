@@ -14,7 +14,9 @@ from pad.errors import PadError
 from pad.images.identity import Hashes, hashes_of, joined
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
+from pad.judging.calibration import round_up
 from pad.learning.comparison import format_quality, warnings_of
+from pad.learning.quick import most_fitted
 from pad.learning.replay import NO_REPLAY, Replay, make_replay
 from pad.learning.run import check_recipe, readable, split_images, train_detector
 from pad.recipes import build_config
@@ -22,6 +24,7 @@ from pad.store.files import CannotWrite
 from pad.store.hub import resolve_model
 from pad.store.model_folder import fingerprint
 from pad.store.run_folder import RunFolder
+from pad.tolerance import describe_tolerance
 
 FINE_TUNING_SHARE = (
     0.15  # of the steps of the model it starts from: with all around them, a fifth of its time
@@ -34,6 +37,7 @@ FREE_ON_RESUME = (
     "checkpoint_every",
     "tensorboard",
     "backbone_weights",  # where the file lies; what is in it is checked
+    "view_backbone_weights",
 )
 
 
@@ -68,6 +72,8 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
         config = _fresh_config(start, arguments.config, settings, images, bool(request["minutes"]))
     else:
         config = _resumed_config(recipe, arguments.config, settings)
+    if request["minutes"]:
+        config = _to_be_trained(config, settings)
     if checkpoint is not None:
         _check_unchanged(from_mapping(checkpoint["recipe"]), config)
     check_recipe(config, start, request["data_root"])
@@ -113,9 +119,12 @@ def _announce(
     seen = f"read at {config.input_side}x{config.input_side}, {'grey' if config.channels == 1 else 'colour'}"
     if config.fit == "crop":
         seen += ", cropped to their centre where they are not square"
+    if config.tolerate:
+        seen += f"; as normal: {describe_tolerance(config.tolerate)}"
     if not config.has_generator:
-        print(f"fitting the views {', '.join(config.quick_views)} on {training.describe()} ({seen})")
-        judges = len(training)
+        later = "; no generator: --resume --steps N adds one" if "generator" in config.views else ""
+        print(f"fitting the views {', '.join(config.quick_views)} on {training.describe()} ({seen}){later}")
+        judges = min(len(training), most_fitted(config))
     else:
         length = f"{minutes:g} minutes" if minutes else f"{config.steps} steps"
         since = f", from step {checkpoint['trainer']['steps_done']}" if checkpoint else ""
@@ -123,8 +132,8 @@ def _announce(
             f"training on {training.describe()} ({seen}) for {length}{since}; "
             f"{len(calibration)} more are kept for calibration"
         )
-        judges = len(calibration)
-    print(f"false-alarm rates from {100 / (judges + 1):.2g} % up can be held", flush=True)
+        judges = min(len(calibration), most_fitted(config) // 2) if config.quick_views else len(calibration)
+    print(f"false-alarm rates can be held from --fpr {round_up(1 / (judges + 1))} up", flush=True)
 
 
 # What was asked for, now or when the run was started -----------------------------------------------
@@ -163,7 +172,7 @@ def _request(before: dict[str, Any], arguments: argparse.Namespace, folder: RunF
     if not data:
         raise PadError("--data is missing: name your normal images")
     minutes, steps = arguments.minutes, arguments.steps
-    if not minutes and not steps:
+    if minutes is None and steps is None:
         minutes, steps = before.get("minutes"), before.get("steps")
     start, replay = arguments.start or before.get("from"), arguments.replay or before.get("replay")
     if replay and not start:
@@ -191,7 +200,11 @@ def _request(before: dict[str, Any], arguments: argparse.Namespace, folder: RunF
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of the recipe that are asked for now, unchecked."""
     settings = parse_assignments(arguments.set)
-    for key, value in (("steps", arguments.steps), ("seed", arguments.seed)):
+    for key, value in (
+        ("steps", arguments.steps),
+        ("seed", arguments.seed),
+        ("tolerate", arguments.tolerate),
+    ):
         if value is not None:
             settings[key] = value
     return settings
@@ -212,10 +225,9 @@ def _start(
         )
     if not request["from"]:
         return None
-    weights = settings.get("backbone_weights")
-    return Detector.load(
-        folder, arguments.device, None if weights is None else str(weights), arguments.allow_downloads
-    )
+    files = [settings.get(key) for key in ("backbone_weights", "view_backbone_weights")]
+    weights, view_weights = (None if file is None else str(file) for file in files)
+    return Detector.load(folder, arguments.device, weights, arguments.allow_downloads, view_weights)
 
 
 def _check(request: dict[str, Any], config: Config) -> ImageSet:
@@ -281,6 +293,19 @@ def _resumed_config(recipe: dict[str, Any], name: str | None, settings: dict[str
     changed = config.replace(**wanted) if wanted else config
     _check_unchanged(config, changed)
     return changed
+
+
+def _to_be_trained(config: Config, settings: dict[str, Any]) -> Config:
+    """A recipe for `--minutes`: with a generator, also where the run had the quick views alone so far. Raises
+    PadError if it is to have none."""
+    if not config.steps and settings.get("steps") != 0:
+        config = config.replace(steps=Config.steps)
+    if not config.has_generator:
+        raise PadError(
+            "--minutes trains a generator, and the recipe has none (settings 'views' and 'steps'): leave one "
+            "of them away"
+        )
+    return config
 
 
 def _check_unchanged(before: Config, now: Config) -> None:

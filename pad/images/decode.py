@@ -28,7 +28,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional
 
 from pad.config import Config
-from pad.errors import PadError
+from pad.errors import PadError, one_line, printable
 from pad.images.geometry import seen_box
 
 # The decoders that may run on a user's files; Pillow's others (EPS, which starts Ghostscript, for one) may
@@ -36,6 +36,12 @@ from pad.images.geometry import seen_box
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _SMALL_FILE = 1 << 20  # bytes, read in one go
+MOST_SIDE = 1 << 16  # pixels of a picture's longer side
+# What no file holds: the best compression there is (fax, of a blank page) comes to some 80,000 pixels a byte.
+# It only matters for pictures of more than _FEW_PIXELS; below that a mistake in a file costs nothing.
+_MOST_PIXELS_A_BYTE, _FEW_PIXELS = 1 << 17, 1 << 22
+_MOST_TILE = 1 << 10  # side of a TIFF's tile that may be larger than the picture
+_BAND = 1 << 22  # pixels of a large picture that are converted at a time
 _TOLERANCE = 1e-3  # by which a float tensor may leave [-1, 1], for the rounding of whoever made it
 
 # read_image() checks the size itself and refuses, and other oddities are either harmless or an error.
@@ -50,7 +56,7 @@ class ImageError(PadError):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}" if name else reason)
-        self.reason = reason
+        self.reason = printable(reason)
 
 
 def read_image(source: str | os.PathLike[str] | bytes, name: str = "") -> Image.Image:
@@ -58,8 +64,7 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str = "") -> Image.
 
     The mode is the file's own: grey 16-bit stays "I;16" or "I", float stays "F". `name` stands for the source
     in error messages. Raises ImageError for a file that is missing, not readable, empty, truncated, not an
-    image of a supported format, or larger than Pillow's limit against decompression bombs
-    (`Image.MAX_IMAGE_PIXELS`).
+    image of a supported format, or one that `too_large` refuses.
     """
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), len(source), name or "image")
@@ -88,22 +93,51 @@ def _decode(file: IO[bytes], size: int, name: str) -> Image.Image:
         raise ImageError(name, "the file is empty")
     try:
         with Image.open(file, formats=FORMATS) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise Image.DecompressionBombError
+            if reason := too_large(image, size):
+                raise ImageError(name, reason)
             image.load()
             return _upright(image)
+    except ImageError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise ImageError(name, f"too large (a decompression bomb?): over {limit} million pixels") from None
+        raise ImageError(name, _over_the_limit()) from None
     except UnidentifiedImageError:
         raise ImageError(name, "not an image of a supported format") from None
     except MemoryError:
         raise ImageError(name, "too large for the memory") from None
     except Exception as error:  # decoders fail in many ways on broken bytes; all of them are the file's fault
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(str(error)) or type(error).__name__
         short = "truncated" if "truncated" in text.lower() else f"damaged ({text})"
         raise ImageError(name, f"the file is {short}") from None
+
+
+def too_large(image: Image.Image, size: int) -> str:
+    """Why a picture that is opened and not yet decoded is refused, or "".
+
+    A few bytes may ask for all the memory there is, so it is looked at before any is taken: the number of
+    pixels (Pillow's limit against decompression bombs, `Image.MAX_IMAGE_PIXELS`), the longer side (65,536),
+    whether a file of `size` bytes can hold so many pixels, and the tiles of a TIFF, each of which is decoded
+    whole, however small the picture is.
+    """
+    width, height = image.size
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        return _over_the_limit()
+    if max(width, height) > MOST_SIDE:
+        return f"too large: {width:,}x{height:,} pixels, at most {MOST_SIDE:,} on a side"
+    if width * height > max(_FEW_PIXELS, size * _MOST_PIXELS_A_BYTE):
+        return f"damaged: a file of {size:,} bytes cannot hold {width:,}x{height:,} pixels"
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    for tag, side in ((322, width), (323, height)):
+        tile = tags.get(tag, 0)
+        if not isinstance(tile, int) or tile > max(_MOST_TILE, 2 * side):
+            return f"damaged: tiles of {tile} pixels for a picture of {width:,}x{height:,}"
+    return ""
+
+
+def _over_the_limit() -> str:
+    limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+    return f"too large (a decompression bomb?): over {limit} million pixels"
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -159,10 +193,22 @@ def _planes(image: Image.Image, channels: int) -> tuple[torch.Tensor, float]:
         values, white = _deep(image)
         return values.expand(channels, -1, -1), white
     mode = "L" if channels == 1 else "RGB"
-    image = opaque(image)
-    pixels = np.array(image if image.mode == mode else image.convert(mode))
+    rows = max(1, _BAND // image.width)
+    if image.height <= rows:
+        pixels = _pixels(image, mode)
+    else:  # in bands: of transparent pictures there are several copies on the way
+        pixels = np.empty((image.height, image.width, 3)[: 3 if channels == 3 else 2], np.uint8)
+        for top in range(0, image.height, rows):
+            bottom = min(top + rows, image.height)
+            pixels[top:bottom] = _pixels(image.crop((0, top, image.width, bottom)), mode)
     planes = torch.from_numpy(pixels)
     return (planes[None] if channels == 1 else planes.permute(2, 0, 1)), 255.0
+
+
+def _pixels(image: Image.Image, mode: str) -> np.ndarray:
+    """The 8-bit pixels of a picture in "L", (H, W), or "RGB", (H, W, 3), transparent ones over white."""
+    image = opaque(image)
+    return np.array(image if image.mode == mode else image.convert(mode))
 
 
 def _deep(image: Image.Image) -> tuple[torch.Tensor, float]:
@@ -198,6 +244,9 @@ def _resize(planes: torch.Tensor, size: int) -> torch.Tensor:
     if planes.shape[-2:] == (size, size):
         return planes
     batch = planes.reshape(-1, 1, *planes.shape[-2:])
+    if len(batch) > 1 and batch[0].numel() > _BAND:  # one by one: as float they take four times the memory
+        resized = torch.cat([_resize(plane, size) for plane in batch.split(1)])
+        return resized.reshape(*planes.shape[:-2], size, size)
     if not batch.is_floating_point():
         resized = functional.interpolate(batch.float(), size=(size, size), mode="bilinear", antialias=True)
         return resized.round().clamp(0, 255).to(planes.dtype).reshape(*planes.shape[:-2], size, size)

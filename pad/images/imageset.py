@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pad.errors import printable
+from pad.images.decode import read_image
+
 Purpose = Literal["train", "evaluate"]
 
 
@@ -60,8 +63,6 @@ class ImageSet:
 
     def open(self, index: int) -> Image.Image:
         """The image as stored, upright. Raises pad.images.decode.ImageError if it cannot be read."""
-        from pad.images.decode import read_image
-
         content, name = self.contents[index], self.samples[index].name
         if isinstance(content, np.ndarray):
             return Image.fromarray(content)
@@ -71,7 +72,7 @@ class ImageSet:
 
     def describe(self) -> str:
         """`"120 images in ankle-boot"`, for messages."""
-        return f"{len(self)} image{'' if len(self) == 1 else 's'} in {self.source}"
+        return printable(f"{len(self)} image{'' if len(self) == 1 else 's'} in {self.source}")
 
     def subset(self, indices: Iterable[int]) -> ImageSet:
         """Some of the images, in the order of `indices`."""

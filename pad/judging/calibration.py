@@ -177,7 +177,7 @@ class Calibration:
         return (
             f"{len(self)} calibration image{'s' if len(self) > 1 else ''} cannot hold a false-alarm rate of "
             f"{_percent(fpr)}{held}, so nothing is flagged; the lowest they can hold is {_percent(lowest)} "
-            f"(--fpr {_round_up(lowest)}). For {_percent(fpr)}, calibrate on at least {needed} normal images"
+            f"(--fpr {round_up(lowest)}). For {_percent(fpr)}, calibrate on at least {needed} normal images"
             f"{held_or_lower}"
         )
 
@@ -255,7 +255,7 @@ def calibration_split(
     wanted = min(max(round(n * fraction), minimum, 1), n // 2)
     kept = np.zeros(len(pictures), bool)
     count = 0
-    for picture in sorted(np.flatnonzero(free), key=lambda i: _place_in_order(int(pictures[i]), seed)):
+    for picture in sorted(np.flatnonzero(free), key=lambda i: place_in_order(int(pictures[i]), seed)):
         if count < wanted and count + copies[picture] <= n // 2:
             kept[picture] = True
             count += copies[picture]
@@ -265,7 +265,9 @@ def calibration_split(
     return np.flatnonzero(~calibrating), np.flatnonzero(calibrating)
 
 
-def _place_in_order(picture: int, seed: int) -> bytes:
+def place_in_order(picture: int, seed: int) -> bytes:
+    """By what the picture of a hash is sorted, for a random order that is the same wherever the list of
+    pictures begins, and when it grows."""
     return hashlib.blake2b(f"{seed} {picture}".encode(), digest_size=8).digest()
 
 
@@ -280,7 +282,7 @@ def _percent(rate: float) -> str:
     return f"{100 * rate:.3g} %"
 
 
-def _round_up(rate: float) -> str:
+def round_up(rate: float) -> str:
     """`rate` with two digits, never less than it is."""
     step = 10.0 ** (math.floor(math.log10(rate)) - 1)
     return f"{math.ceil(rate / step - 1e-9) * step:.2g}"

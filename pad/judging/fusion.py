@@ -4,7 +4,10 @@
 
 m_v and σ_v are mean and deviation of the view's log-score over held-out normal images. What is unusual in one
 view is unusual, however common it looks in the others; the weights say how often to expect that of each view
-before anything is known, and are the same for every model (docs/fusion.md).
+before any anomaly is known. Those of the quick views are the same for every model. The generator's is what it
+is worth: the share of the differences between normal images that it explains (`GeneratorView.explained`),
+about a half where it draws what is normal, and next to nothing where it draws the same blur whatever it is
+shown.
 """
 
 from __future__ import annotations
@@ -17,45 +20,61 @@ from numpy.typing import ArrayLike, NDArray
 
 from pad.errors import PadError
 
-PRIOR = {"generator": 0.25, "whole": 0.56, "middle": 0.03, "parts": 0.16}
+PRIOR = {"whole": 0.75, "middle": 0.03, "parts": 0.22}  # of the quick views, among themselves
+_LEAST_WEIGHT = 0.01
 _LEAST_DEVIATION = 1e-3  # of a log-score
 
 
 @dataclass(frozen=True, eq=False)
 class Fusion:
-    """`views`: their names. `mean`, `deviation`: of their log-scores over normal images, (v,) float64."""
+    """`views`: their names. `mean`, `deviation`: of their log-scores over normal images, (v,) float64.
+    `weights`: w, (v,) float64, which sum to 1."""
 
     views: tuple[str, ...]
     mean: NDArray[np.float64]
     deviation: NDArray[np.float64]
+    weights: NDArray[np.float64]
 
     @classmethod
-    def fit(cls, views: Sequence[str], scores: ArrayLike) -> Fusion:
-        """From the scores (n, v) of n >= 2 normal images by models that did not see them."""
+    def fit(cls, views: Sequence[str], scores: ArrayLike, explained: float = 0.0) -> Fusion:
+        """From the scores (n, v) of normal images by models that did not see them; and of the generator,
+        where it is one of the views, the share of differences that it explains, in [0, 1].
+
+        Raises PadError for fewer than two images.
+        """
         logs = _logs(scores)
+        if len(logs) < 2:
+            raise PadError(f"views are fused by at least 2 normal images; there is {len(logs)}")
         deviation = logs.std(0, ddof=1).clip(min=_LEAST_DEVIATION)
-        return cls(tuple(views), logs.mean(0), deviation)
+        return cls(tuple(views), logs.mean(0), deviation, prior_weights(views, explained))
 
     def standardized(self, scores: ArrayLike) -> NDArray[np.float64]:
         """u, (n, v), of scores (n, v)."""
         return (_logs(scores) - self.mean) / self.deviation
 
     def fuse(self, scores: ArrayLike) -> NDArray[np.float32]:
-        """A(x), (n,) float32, of scores (n, v); higher is more anomalous."""
-        weights = np.array([PRIOR[view] for view in self.views])
-        fused = np.logaddexp.reduce(self.standardized(scores) + np.log(weights / weights.sum()), axis=1)
+        """A(x), (n,) float32, of scores (n, v); higher is more anomalous, and NaN where a view's is."""
+        with np.errstate(invalid="ignore"):
+            fused = np.logaddexp.reduce(self.standardized(scores) + np.log(self.weights), axis=1)
         return fused.astype(np.float32)
 
     @classmethod
-    def checked(cls, views: Sequence[str], mean: ArrayLike, deviation: ArrayLike, where: str) -> Fusion:
-        """From numbers that a model holds. Raises PadError, beginning with `where`, if they do not fit."""
-        numbers = [np.asarray(values, dtype=np.float64) for values in (mean, deviation)]
-        if (
-            any(n.shape != (len(views),) or not np.isfinite(n).all() for n in numbers)
-            or (numbers[1] <= 0).any()
-        ):
-            raise PadError(f"{where}: 'fusion' must give the mean and the deviation of each view; refused")
+    def checked(cls, views: Sequence[str], given: Sequence[ArrayLike], where: str) -> Fusion:
+        """From numbers that a model holds: mean, deviation and weights. Raises PadError, beginning with
+        `where`, if they do not fit."""
+        numbers = [np.asarray(values, dtype=np.float64) for values in given]
+        fits = all(n.shape == (len(views),) and np.isfinite(n).all() for n in numbers)
+        if not fits or min(numbers[1].min(), numbers[2].min()) <= 0:
+            raise PadError(f"{where}: 'fusion' must give mean, deviation and weight of each view; refused")
         return cls(tuple(views), *numbers)
+
+
+def prior_weights(views: Sequence[str], explained: float = 0.0) -> NDArray[np.float64]:
+    """w of the views, (v,) float64, which sum to 1."""
+    share = float(np.clip(explained, _LEAST_WEIGHT, 1 - _LEAST_WEIGHT))
+    quick = sum(PRIOR[view] for view in views if view != "generator")
+    weights = np.array([share if v == "generator" else (1 - share) * PRIOR[v] / quick for v in views])
+    return weights / weights.sum()
 
 
 def _logs(scores: ArrayLike) -> NDArray[np.float64]:

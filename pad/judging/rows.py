@@ -9,9 +9,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +37,14 @@ class Row:
     error: str = ""  # why there is no score
     anomalous: bool | None = None
     kind: str | None = None
+    views: Mapping[str, float] = field(default_factory=dict)  # the p-value in each view; empty where unknown
+
+
+def speaking(views: Mapping[str, float]) -> tuple[str, ...]:
+    """In which views an image is most unusual: those of the smallest p-value, of which there may be several.
+    None of a single view, nor where nothing is known."""
+    least = min(views.values(), default=1.0)
+    return tuple(name for name, p in views.items() if p == least) if len(views) > 1 else ()
 
 
 def make_row(
@@ -48,9 +56,10 @@ def make_row(
     anomalous: bool | None = None,
     kind: str | None = None,
     confidence: float | None = None,
+    views: Mapping[str, float] | None = None,
 ) -> Row:
     """The row of one image, with its p-value and its verdict at the false-alarm rate `fpr`, which holds on
-    average or with a `confidence` (pad/judging/calibration.py).
+    average or with a `confidence` (pad/judging/calibration.py). views: the p-value in each view.
 
     A score of None, or one that is not a finite number, makes a row with an error and no verdict.
     """
@@ -61,7 +70,7 @@ def make_row(
         return Row(path, float(score), anomalous=anomalous, kind=kind)
     p_value = float(calibration.p_values(score))
     verdict = ANOMALY if p_value <= calibration.p_limit(fpr, confidence) else NORMAL
-    return Row(path, float(score), p_value, verdict, "", anomalous, kind)
+    return Row(path, float(score), p_value, verdict, "", anomalous, kind, views or {})
 
 
 def judge_batch(rows: Sequence[Row], fdr: float) -> list[Row]:
@@ -80,7 +89,8 @@ def write_scores(rows: Iterable[Row], destination: str | Path, form: str = "csv"
 
     csv: the columns path, score, p_value, verdict, error; empty where there is no value; lines end in
     a line feed; names that are not valid UTF-8 keep their own bytes. jsonl, json: objects with the same
-    five keys, null or "" where there is no value, pure ASCII. Scores have nine significant digits, which
+    five keys, null or "" where there is no value, and `views`, the p-value in each view by its name; pure
+    ASCII. Scores have nine significant digits, which
     give back the float32 exactly. `rows` may be a generator: it is read once, row by row.
 
     Raises PadError for an unknown format or where the file cannot be written.
@@ -234,7 +244,8 @@ def _csv_line(row: Row) -> bytes:
 def _json_object(row: Row) -> bytes:
     score = None if row.score is None else float(f"{row.score:.9g}")
     values = (row.path, score, row.p_value, row.verdict, row.error)
-    return json.dumps(dict(zip(COLUMNS, values, strict=True)), allow_nan=False).encode("ascii")
+    content = {**dict(zip(COLUMNS, values, strict=True)), "views": dict(row.views)}
+    return json.dumps(content, allow_nan=False).encode("ascii")
 
 
 def _as_bytes(text: str) -> bytes:

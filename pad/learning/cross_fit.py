@@ -12,30 +12,58 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pad.views.features import Features
+from pad.errors import PadError
+from pad.images.identity import Hashes
+from pad.judging.calibration import place_in_order
+from pad.views.features import Features, joined
 from pad.views.quick import QuickViews
 
 FOLDS = 5
-_JACKKNIFE = 20  # images up to which each is a fold of its own
+_JACKKNIFE = 20  # pictures up to which each is a fold of its own
 
 
-def fold_of_each(n: int, seed: int = 0, folds: int = FOLDS) -> Tensor:
-    """The fold of each of n images, (n,) int64, all of nearly one size and in random order."""
-    count = n if n <= _JACKKNIFE else folds
-    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    fold = torch.empty(n, dtype=torch.int64)
-    fold[shuffled] = torch.arange(n) % count
-    return fold
+def fold_of_each(hashes: Hashes, seed: int = 0, folds: int = FOLDS) -> Tensor:
+    """The fold of each of n images, (n,) int64.
+
+    `hashes` (n,) say which picture each image is (pad/images/identity.py). Copies of a picture are in one
+    fold, and folds have nearly the same number of pictures; where an image goes depends on `seed` and on what
+    pictures there are, not on their order.
+    """
+    pictures, places = np.unique(hashes, return_inverse=True)
+    order = sorted(range(len(pictures)), key=lambda i: place_in_order(int(pictures[i]), seed))
+    fold = torch.empty(len(pictures), dtype=torch.int64)
+    fold[order] = torch.arange(len(pictures)) % (len(pictures) if len(pictures) <= _JACKKNIFE else folds)
+    return fold[torch.from_numpy(places.ravel())]
 
 
-def out_of_fold_scores(views: QuickViews, normal: Features, seed: int = 0) -> Tensor:
-    """The score of each image in each view, (n, views), by a fit on the folds that it is not in."""
-    fold = fold_of_each(len(normal), seed)
+def out_of_fold_scores(
+    views: QuickViews, normal: Features, hashes: Hashes, seed: int = 0, varied: Features | None = None
+) -> Tensor:
+    """The score of each image in each view, (n, views), by a fit on the folds that it is not in.
+
+    hashes: of the images, (n,). varied: of the same images in a tolerated variation each, which is in the
+    fold of its image; then both teach, and the variation is judged. Raises PadError if all are copies of one
+    picture.
+    """
+    judged = normal if varied is None else varied
+    fold = fold_of_each(hashes, seed)
+    if not fold.any():
+        raise PadError(f"all {len(fold)} normal images are copies of one picture; give at least 2 pictures")
     scores = torch.empty(len(normal), len(views.names))
     for held_out in fold.unique():
-        fitted = copy.deepcopy(views).fit(normal.take(fold != held_out))
-        scores[fold == held_out] = fitted.scores(normal.take(fold == held_out))
+        # A copy but for the backbone, which no fit changes.
+        fitted = copy.deepcopy(views, {id(views.backbone): views.backbone})
+        fitted.fit(taught(normal, varied, fold != held_out))
+        scores[fold == held_out] = fitted.scores(judged.take(fold == held_out))
     return scores
+
+
+def taught(normal: Features, varied: Features | None, chosen: Tensor) -> Features:
+    """What the chosen images teach: themselves, and their variations."""
+    if varied is None:
+        return normal.take(chosen)
+    return joined([normal.take(chosen), varied.take(chosen)])

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pad import __version__
+from pad.config import Config
 from pad.errors import PadError, printable, shown
-from pad.store.cache import COMMIT, SLOWEST, time_limit
-from pad.store.hub import check_token, endpoint, explain_upload, offline, parse_hub_spec
+from pad.remote.cache import COMMIT, SLOWEST, time_limit
+from pad.remote.hub import check_token, endpoint, explain_upload, offline
+from pad.store.hub import parse_hub_spec
 from pad.store.model_folder import (
     CALIBRATION,
     CARD,
@@ -72,13 +75,17 @@ def plan(folder: Path, repo: str, private: bool = False) -> Publication:
     if revision is not None:
         raise PadError(f"'{repo}': publish to ORG/NAME, without a revision")
     model = read_model(folder)
-    backbone = model.config.get("backbone")
-    file = backbone.get("file") if isinstance(backbone, dict) else None
-    if weights := file or model.config["recipe"].get("backbone_weights"):
-        raise PadError(
-            f"{folder / CONFIG} needs the backbone weights {weights}, which nobody else has: train with the"
-            " backbone vgg16-st, or take the name out there if they are torchvision's own"
-        )
+    for key, public in (
+        ("backbone", "vgg16-st, or take the name out there if they are torchvision's own"),
+        ("view_backbone", f"{Config.view_backbone}, or take the name out there if they are the hub's own"),
+    ):
+        backbone = model.config.get(key)
+        file = backbone.get("file") if isinstance(backbone, dict) else None
+        if weights := file or model.config["recipe"].get(f"{key}_weights"):
+            raise PadError(
+                f"{folder / CONFIG} needs the backbone weights {weights}, which nobody else has: train with "
+                f"the {key} {public}"
+            )
     files = _collect(folder)
     notes = []
     shortened = _shorten(model.config)
@@ -132,8 +139,6 @@ def upload(publication: Publication) -> str:
 
 def _send(publication: Publication) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
-
-    from pad import __version__
 
     api = HfApi(library_name="pad", library_version=__version__)
     api.create_repo(publication.repo, private=publication.private, exist_ok=True)

@@ -9,24 +9,25 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pad.config import Config
+from pad.images.decode import read_image
 from pad.images.geometry import Box, seen_box
+from pad.images.imageset import ImageSet
 from pad.judging.map_scale import MapScale
+from pad.judging.rows import ANOMALY, speaking
 from pad.showing.pictures import displayable, to_picture
 from pad.store.files import atomic
 
-if TYPE_CHECKING:
-    pass
-
-BATCH_SIZE = 16  # images explained at a time: they are held at their own resolution
+EXPLAINED_AT_ONCE = 16  # images explained at a time: they are held at their own resolution
 LARGEST_SIDE = 2048  # pixels: a longer picture is explained on a reduced copy
 
 _VERDICT_COLOURS = {"anomaly": (179, 38, 30), "normal": (20, 108, 67), "": (84, 90, 97)}
@@ -37,10 +38,12 @@ class Explanation:
     """One image explained.
 
     input: the image, 8-bit RGB, at its own resolution (W, H), or, where a side is longer than 2048 pixels,
-    reduced by the least whole number that brings it down to that. nearest: the nearest normal image that the
-    generator makes, (S, S) RGB. anomaly_map: float32 (H, W) >= 0, aligned with the pixels of `input`, 0
-    outside `box`, the part that the model saw. score: higher is more anomalous. p_value and verdict as in
-    `scores.csv`; None and "" without a calibration. scale: what the map is drawn on.
+    reduced by the least whole number that brings it down to that. nearest: the nearest normal image (that the
+    generator makes or, without one, that the model keeps), (S, S) RGB. anomaly_map: float32 (H, W) >= 0,
+    aligned with the pixels of `input`, 0 outside `box`, the part that the model saw. score: higher is more
+    anomalous. p_value and verdict as in `scores.csv`; None and "" without a calibration. scale: what the map
+    is drawn on. views: the p-value in each view by its name; they say why, and the verdict does not follow
+    from them.
     """
 
     input: Image.Image
@@ -51,6 +54,12 @@ class Explanation:
     p_value: float | None
     verdict: str
     scale: MapScale
+    views: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def seen_by(self) -> tuple[str, ...]:
+        """The views in which the image is most unusual, by the smallest p-value; empty of a single view."""
+        return speaking(self.views)
 
     def overlay(self) -> Image.Image:
         """The anomaly map in colour over the grey input, (W, H)."""
@@ -58,7 +67,7 @@ class Explanation:
 
     def annotated(self, label: str = "") -> Image.Image:
         """A copy of the input with verdict, p-value, score and, if given, its label in a bar below."""
-        return annotate(self.input, self.score, self.p_value, self.verdict, label)
+        return annotate(self.input, self.score, self.p_value, self.verdict, label, self.seen_by)
 
     def montage(self) -> Image.Image:
         """Input, nearest normal image and map side by side, with captions."""
@@ -78,13 +87,14 @@ def make_explanation(
     p_value: float | None = None,
     verdict: str = "",
     scale: MapScale | None = None,
+    views: Mapping[str, float] | None = None,
 ) -> Explanation:
     """An Explanation from what the model gives for one image.
 
     image: as read from its file, any mode. nearest: the reconstruction, (C, S, S) in [-1, 1], C 1 or 3, or
     the picture of it.
     anomaly_map: (S, S), >= 0. config: of the model, for its crop and fit. scale: None draws the map on its
-    own range, which compares with no other image.
+    own range, which compares with no other image. views: the p-value in each view.
     """
     shown = displayable(image, LARGEST_SIDE)
     box = box_on(seen_box(image.width, image.height, config.crop, config.fit), image.size, shown.size)
@@ -92,16 +102,11 @@ def make_explanation(
     scale = scale or MapScale(0.0, max(float(small.max()), 1e-6))
     aligned = align_map(small, shown.size, box)
     picture = nearest if isinstance(nearest, Image.Image) else to_picture(nearest)
-    return Explanation(shown, picture, aligned, box, score, p_value, verdict, scale)
+    return Explanation(shown, picture, aligned, box, score, p_value, verdict, scale, views or {})
 
 
 def pictures_of(images: Any) -> Iterator[tuple[Image.Image, Any]]:
     """Each image as a picture, and as it goes into the model; opened one by one."""
-    import torch
-
-    from pad.images.decode import read_image
-    from pad.images.imageset import ImageSet
-
     if isinstance(images, ImageSet):
         images = map(images.open, range(len(images)))
     elif isinstance(images, str | Path | Image.Image) or not hasattr(images, "__iter__"):
@@ -205,14 +210,20 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def annotate(
-    image: Image.Image, score: float, p_value: float | None, verdict: str, label: str = ""
+    image: Image.Image,
+    score: float,
+    p_value: float | None,
+    verdict: str,
+    label: str = "",
+    seen_by: Sequence[str] = (),
 ) -> Image.Image:
-    """A copy of `image` (RGB) with a coloured bar below that names verdict, p-value, score and label.
+    """A copy of `image` (RGB) with a coloured bar below that names verdict, p-value, score, the views that an
+    anomaly is seen by, and label.
 
     No pixel of the image is covered; one with sides below 256 pixels is enlarged first.
     """
     shown = _enlarged(image, 256)
-    lines = [verdict.upper() or "NO VERDICT", _numbers(score, p_value)]
+    lines = _said(score, p_value, verdict, seen_by)
     if label:
         lines.append(f"labelled {_one_line(label)}")
     size = max(12, min(shown.width // 18, 48))
@@ -233,7 +244,7 @@ def montage(explanation: Explanation, side: int = 512) -> Image.Image:
     width, height = pictures[0].size
     gap, caption = 8, 26
     bar = _text_bar(
-        [explanation.verdict.upper() or "NO VERDICT", _numbers(explanation.score, explanation.p_value)],
+        _said(explanation.score, explanation.p_value, explanation.verdict, explanation.seen_by),
         max(3 * width + 2 * gap, 480), 18, _VERDICT_COLOURS.get(explanation.verdict, _VERDICT_COLOURS[""]),
     )  # fmt: skip
     page = Image.new("RGB", (bar.width, caption + height + gap + bar.height), (255, 255, 255))
@@ -272,6 +283,11 @@ def _enlarged(image: Image.Image, side: int) -> Image.Image:
     factor = math.ceil(side / max(image.size))
     size = (image.width * factor, image.height * factor)
     return image if factor == 1 else image.resize(size, Image.Resampling.NEAREST)
+
+
+def _said(score: float, p_value: float | None, verdict: str, seen_by: Sequence[str]) -> list[str]:
+    lines = [verdict.upper() or "NO VERDICT", _numbers(score, p_value)]
+    return [*lines, f"seen by {', '.join(seen_by)}"] if verdict == ANOMALY and seen_by else lines
 
 
 def _numbers(score: float, p_value: float | None) -> str:

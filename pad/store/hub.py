@@ -1,23 +1,21 @@
 """Finding a model: a run folder, a model folder, `zoo:NAME`, or `hf-hub:ORG/REPO[@REVISION]`.
 
-Downloads (pad/store/cache.py) go into the cache of `huggingface_hub`, and its environment variables (HF_HOME,
+Downloads (pad/remote/) go into the cache of `huggingface_hub`, and its environment variables (HF_HOME,
 HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE) work as everywhere. Only the files of a model folder, or those that the
 zoo's index lists, are ever fetched, and their checksums are verified before anything reads them, each time.
 """
 
 from __future__ import annotations
 
-import errno
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from pad.config import zoo_folder
-from pad.errors import PadError, did_you_mean, one_line
-from pad.store.cache import DIGEST, Cache, digest_of, fetch
-from pad.store.http import Refused, ServerError, Unreachable
-from pad.store.index import ZooModel, is_inside, read_index, sha256
-from pad.store.model_folder import CONFIG, FILES, WEIGHTS, present
+from pad.errors import PadError, did_you_mean
+from pad.remote.download import download as download_files
+from pad.store.index import ZooModel, is_inside, read_index
+from pad.store.model_folder import CONFIG, FILES, LIMITS, MAX_OTHER, WEIGHTS, present
 
 KINDS = "a run folder, a model folder, zoo:NAME or hf-hub:ORG/REPO[@REVISION]"
 _SPEC = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -146,159 +144,7 @@ def download(repo: str, revision: str | None = None, checksums: Mapping[str, str
         checksums: sha256 by file, of every file that must be there; only these are fetched. By default the
             files of a model folder are, and compared with what the hub announces.
 
-    Returns the folder in the cache.
-    Raises PadError, one line, for no network, no such model or revision, no access, no space, wrong checksum,
-    and whatever a hub may answer that is not as it should be.
+    Returns the folder in the cache. Raises PadError as `pad.remote.download.download` does.
     """
-    names = list(checksums or FILES)
-    check_token()
-    cache = Cache(repo, revision)
-    folder = cache.find(names) if offline() or cache.commit else None
-    if folder is None and offline():
-        raise PadError(
-            f"HF_HUB_OFFLINE is set and {cache.label} is not in {cache.root}: unset it to download"
-        )
-    if folder is None:
-        folder = _fetch(cache, names)
-    fault = _wrong_file(folder, names, checksums or {})
-    if fault and not offline():  # a damaged cache is mended by downloading again, once
-        folder = _fetch(cache, names, anew=True)
-        fault = _wrong_file(folder, names, checksums or {})
-    if fault:
-        raise PadError(f"hf-hub:{repo}: {fault}; refused. If it was damaged in the cache, delete {folder}")
-    if not (folder / WEIGHTS).exists():
-        raise PadError(f"hf-hub:{cache.label} holds no model: it has no {WEIGHTS}")
-    return folder
-
-
-def _fetch(cache: Cache, names: Sequence[str], anew: bool = False) -> Path:
-    """The folder in the cache with what the hub has of these files; without a network, what the cache has."""
-    try:
-        return fetch(cache, names, anew)
-    except Unreachable as error:
-        if (folder := cache.find(names)) is not None:
-            return folder
-        raise PadError(
-            f"cannot reach {endpoint()} to download {cache.label}, and it is not in {cache.root}: "
-            f"the server {scrub(str(error))}"
-        ) from None
-    except Refused as error:
-        raise _refusal(error.status, error.code, error.said, cache.repo, cache.revision) from None
-    except ServerError as error:
-        raise PadError(f"cannot download {cache.label}: {endpoint()} {scrub(str(error))}; refused") from None
-    except OSError as error:
-        if error.errno in _FULL:
-            raise _no_space(cache.label, cache.root) from None
-        text = error.strerror or str(error)
-        raise PadError(f"cannot download {cache.label} (cache {cache.root}): {text}") from None
-
-
-def _wrong_file(folder: Path, names: Sequence[str], checksums: Mapping[str, str]) -> str:
-    """Which file is not what it should be, by the index and by the name of its blob in the cache; or ''."""
-    for name, digest in checksums.items():
-        if not (folder / name).is_file():
-            return f"it has no {name}"
-        found = sha256(folder / name)
-        if found != digest:
-            return f"{name} has sha256 {found[:12]}…, the index says {digest[:12]}…"
-    for name in names:
-        path = folder / name
-        blob = path.readlink().name if path.is_symlink() else ""
-        if DIGEST.fullmatch(blob) and digest_of(path, blob) != blob:
-            return f"{name} is not the file that the hub announced ({blob[:12]}…)"
-    return ""
-
-
-# ----------------------------------------------------------------------------------------------- errors
-
-# No space, quota used up, and a file above what the disk or the user's limits allow.
-_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-_NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "ssl", "socket")
-
-
-def offline() -> bool:
-    """Whether the user has set HF_HUB_OFFLINE."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def endpoint() -> str:
-    """The hub's address (HF_ENDPOINT), without a password that may be in it."""
-    from huggingface_hub import constants
-
-    return re.sub(r"//[^/@]*@", "//", constants.ENDPOINT)
-
-
-def check_token() -> bool:
-    """Whether the user has a token (HF_TOKEN, or logged in). Raises PadError if it cannot be one."""
-    from huggingface_hub import get_token
-
-    token = get_token() or ""
-    if not token.isascii() or not token.isprintable() or " " in token:
-        raise PadError("HF_TOKEN holds characters that no access token has: set it anew")
-    return bool(token)
-
-
-def scrub(text: str) -> str:
-    """`text` in one line without the user's token, which must never reach output, files or errors."""
-    from huggingface_hub import get_token
-
-    token = get_token()
-    if token:
-        text = text.replace(token, "<token>")
-    return one_line(re.sub(r"\bhf_[A-Za-z0-9]{20,}", "<token>", text))
-
-
-def _no_space(label: str, cache: Path | str) -> PadError:
-    return PadError(f"no space left for {label} in {cache}: free some, or set HF_HOME to another disk")
-
-
-def _refusal(
-    status: int, code: str, said: str, repo: str, revision: str | None = None, action: str = "download"
-) -> PadError:
-    """What an error status of the hub means, by its X-Error-Code, with what it says, its X-Error-Message."""
-    host, said = endpoint(), f" ({scrub(said)})" if said else ""
-    if code == "GatedRepo":
-        return PadError(f"{repo} is gated: ask for access at {host}/{repo}, then set HF_TOKEN")
-    if code == "RevisionNotFound":
-        return PadError(f"{repo} has no revision '{revision}' at {host}")
-    if code == "RepoNotFound":
-        return PadError(f"there is no model {repo} at {host} (if it is private, set HF_TOKEN)")
-    if status in (401, 403):
-        return PadError(
-            f"{host} refuses to {action} {repo}{said}: check that HF_TOKEN is valid and may do this"
-        )
-    at = f"{repo}@{revision}" if revision else repo
-    return PadError(f"{host} answers with error {status} for {at}{said}: try later")
-
-
-def explain_upload(error: Exception, repo: str) -> PadError:
-    """What went wrong when the hub's client was publishing: one line, without the token."""
-    from huggingface_hub import constants
-
-    host = endpoint()
-    chain = list(_chain(error))
-    for cause in chain:
-        if isinstance(cause, PadError):
-            return cause
-        if isinstance(cause, OSError) and cause.errno in _FULL:
-            return _no_space(repo, constants.HF_HUB_CACHE)
-        response = getattr(cause, "response", None)
-        if status := getattr(response, "status_code", 0) or 0:
-            said, code = (
-                getattr(response, "headers", {}).get(f"X-Error-{key}") for key in ("Message", "Code")
-            )
-            return _refusal(status, code or "", said or "", repo, action="publish")
-    for cause in chain:
-        if isinstance(cause, ConnectionError) or type(cause).__module__.partition(".")[0] in _NETWORK:
-            reason = scrub(str(cause)) or type(cause).__name__
-            return PadError(f"cannot publish {repo}, the network or {host} fails: {reason:.150}")
-    what = f"{type(error).__name__}: {scrub(str(error))}"
-    return PadError(f"cannot publish {repo}: {host} does not answer as a hub does ({what:.200})")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    limits = {name: LIMITS.get(name, MAX_OTHER) for name in checksums or FILES}
+    return download_files(repo, revision, limits, WEIGHTS, checksums)

@@ -38,6 +38,7 @@ class Backbone(msgspec.Struct, frozen=True):
 
     name: Text = ""
     fingerprint: Text | int = ""  # an old hand may have left out the quotes
+    revision: Text = ""  # on the hub
 
 
 class Data(msgspec.Struct, frozen=True):

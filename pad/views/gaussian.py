@@ -3,7 +3,7 @@
     d²(x) = Σₖ ((x − m)·vₖ)² / λₖ + (|x − m|² − Σₖ ((x − m)·vₖ)²) / λ₀
 
 m, vₖ and λₖ are mean, eigenvectors and eigenvalues of the Ledoit-Wolf covariance (Ledoit and Wolf, 2004),
-which is well-conditioned from two samples on; λ₀ is the mean of the eigenvalues that are left out, as in
+which is well-conditioned from three samples on; λ₀ is the mean of the eigenvalues that are left out, as in
 probabilistic PCA (Tipping and Bishop, 1999). 128 directions of 1,280 tell as much as all of them, in a tenth
 of the room.
 """
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 DIRECTIONS = 128
 _LEAST_VARIANCE = 1e-9  # of features of unit length
+_RANK = 1e-10  # of the largest variance: what lies below comes from rounding
 
 
 class Gaussian(nn.Module):
@@ -26,7 +27,7 @@ class Gaussian(nn.Module):
     """
 
     mean: Tensor  # (c,)
-    directions: Tensor  # (k, c), orthonormal, half precision
+    directions: Tensor  # (k, c), orthonormal, half precision, those of largest variance first
     variances: Tensor  # (k,)
     rest: Tensor  # (), the variance in every other direction
 
@@ -52,14 +53,14 @@ class Gaussian(nn.Module):
         n, c = centred.shape
         shrinkage = float(ledoit_wolf_shrinkage(centred.numpy(), assume_centered=True))
         mean_variance = float(centred.square().sum() / (n * c))
-        k = min(self.most_directions, n - 1, c - 1)
-        eigenvalues, vectors = _principal(centred, k)
+        eigenvalues, vectors = _principal(centred, min(self.most_directions, n - 1, c - 1))
+        k = len(eigenvalues)
         left_over = (mean_variance * c - float(eigenvalues.sum())) / (c - k)
 
         def shrunk(variance: Tensor | float) -> Tensor | float:
             return (1 - shrinkage) * variance + shrinkage * mean_variance + _LEAST_VARIANCE
 
-        self.directions = vectors.half()
+        self.directions = vectors.half().contiguous()  # as it is when loaded, so that scores are too
         self.variances = torch.as_tensor(shrunk(eigenvalues)).float()
         self.rest = torch.tensor(shrunk(max(0.0, left_over)), dtype=torch.float32)
         return self
@@ -73,14 +74,16 @@ class Gaussian(nn.Module):
 
 
 def _principal(centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest eigenvalues of the covariance of samples (n, c) with mean 0, (k,), and their
-    eigenvectors,
-    (k, c), orthonormal; by way of the smaller of the two matrices X Xᵀ and Xᵀ X."""
+    """The k largest eigenvalues of the covariance of samples (n, c) with mean 0, (k,), the largest first, and
+    their eigenvectors, (k, c), orthonormal; by way of the smaller of the two matrices X Xᵀ and Xᵀ X.
+
+    They are fewer than k where the samples vary in fewer directions, as they do if some are copies.
+    """
     n, c = centred.shape
-    if n >= c:
-        eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred / n)
-        return eigenvalues[c - k :], vectors[:, c - k :].T
-    eigenvalues, mixtures = torch.linalg.eigh(centred @ centred.T / n)
-    eigenvalues, mixtures = eigenvalues[n - k :].clamp_min(0), mixtures[:, n - k :]
-    vectors = (centred.T @ mixtures) / (n * eigenvalues).sqrt().clamp_min(1e-12)
+    small = centred.T @ centred if n >= c else centred @ centred.T
+    eigenvalues, vectors = (part.flip(-1) for part in torch.linalg.eigh(small / n))
+    k = min(k, int((eigenvalues > _RANK * eigenvalues[0]).sum()))
+    eigenvalues, vectors = eigenvalues[:k], vectors[:, :k]
+    if n < c:
+        vectors = (centred.T @ vectors) / (n * eigenvalues).sqrt()
     return eigenvalues, vectors.T

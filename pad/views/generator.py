@@ -88,6 +88,18 @@ class GeneratorView:
         with torch.no_grad(), self.autocast():
             return reference, self.networks["generator"](z).float(), latents
 
+    def explained(self, x: Tensor) -> tuple[float, float]:
+        """Sums over n >= 2 normal images of rho(x, G(E(x))), and of rho(x, G(E(x'))) for another image x'.
+
+        1 - E[rho(x, G(E(x)))] / E[rho(x, G(E(x')))] is the share of the differences between normal images
+        that the generator explains: 0 if it draws the same whatever it is shown, 1 if it draws what it is
+        shown."""
+        reference, nearest, _ = self._nearest(x.to(self.device))
+        with torch.no_grad(), self.autocast():
+            own = self.similarity.compare(reference, nearest).float().sum()
+            other = self.similarity.compare(reference, nearest.roll(1, 0)).float().sum()
+        return float(own), float(other)
+
     def within_prior(self, z: Tensor) -> Tensor:
         """z, or the closest point to it in the ball that holds `prior_mass` of N(0, I).
 

@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pad.backbones.timm_model import TimmBackbone, usable_side
+from pad.backbones.timm_model import TimmBackbone
 from pad.config import Config
-from pad.errors import PadError, did_you_mean
+from pad.errors import PadError, did_you_mean, shown
 from pad.views.base import View
 from pad.views.features import Features, features_of
 from pad.views.gaussian import Gaussian
@@ -37,8 +37,7 @@ class QuickViews(nn.Module):
         super().__init__()
         self.names = tuple(names)
         self._backbone = [backbone]  # in a list, so that it is no sub-module
-        with torch.no_grad():
-            shape = features_of(backbone(torch.zeros(1, 3, backbone.side, backbone.side)))
+        shape = features_of(backbone.blank)
         self.kept = KeptNormals(features=shape.deep[-1].shape[1])
         self.views = nn.ModuleDict({name: _build(name, shape) for name in self.names})
 
@@ -83,30 +82,33 @@ class QuickViews(nn.Module):
         gaussian = cast(Gaussian, cast(Whole, self.views["whole"]).gaussians[-1])
         return (features.deep[-1] - gaussian.mean) @ gaussian.directions.float().T
 
-    def backbone_card(self) -> dict[str, str]:
-        """Which network they see through."""
-        return {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint}
-
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the state of `state_dict`, whatever the number of directions of its Gaussians."""
+        """Takes a saved state, whatever the number of directions of its Gaussians and of the images that it
+        keeps. Raises PadError for one that is not of these views: a model may come from a stranger."""
         for name, module in self.named_modules():
-            if hasattr(module, "make_room") and f"{name}.variances" in state:
-                module.make_room(len(state[f"{name}.variances"]))
-        if len(pictures := state.get("kept.pictures", torch.empty(0))) and pictures.dim() == 4:
-            count, channels, side = pictures.shape[:3]
-            self.kept = KeptNormals(count, channels, side, self.kept.features.shape[1])
+            variances = state.get(f"{name}.variances")
+            if isinstance(module, Gaussian) and variances is not None and variances.dim() == 1:
+                module.make_room(min(len(variances), module.most_directions))
+        if "kept.pictures" in state:
+            self.kept.make_room(state["kept.pictures"].shape)
         expected = self.state_dict()
-        for key in expected.keys() | state.keys():
-            if key not in state or key not in expected or state[key].shape != expected[key].shape:
-                raise PadError(f"the model's views do not fit its recipe: tensor 'views.{key}'; refused")
+        for key in sorted(expected.keys() | state.keys()):
+            if key not in state or key not in expected or not _alike(state[key], expected[key]):
+                name = shown(f"views.{key}")
+                raise PadError(f"the model's views do not fit its recipe: tensor {name}; refused")
+            if key.endswith((".variances", ".rest")) and not (state[key] > 0).all():
+                raise PadError(f"the model's tensor 'views.{key}' must hold variances, above 0; refused")
         self.load_state_dict(dict(state))
 
 
 def build_quick(config: Config, download: bool = True) -> QuickViews:
     """The quick views that a recipe asks for. Raises PadError if their backbone cannot be had."""
-    side = usable_side(config.view_backbone, config.view_size)
-    backbone = TimmBackbone(config.view_backbone, side, config.view_backbone_weights, download)
+    backbone = TimmBackbone(config.view_backbone, config.view_size, config.view_backbone_weights, download)
     return QuickViews(config.quick_views, backbone)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _build(name: str, shape: Features) -> nn.Module:

@@ -19,14 +19,14 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from pad import __version__
 from pad.errors import PadError, shown
-from pad.store.http import Cut, Deadline, Refused, ServerError, ask
-from pad.store.model_folder import LIMITS, MAX_OTHER, WEIGHTS
+from pad.remote.http import Cut, Deadline, Refused, ServerError, ask
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -74,15 +74,13 @@ class Cache:
     def blob(self, digest: str) -> Path:
         return self.folder / "blobs" / digest
 
-    def find(self, names: Sequence[str]) -> Path | None:
-        """The folder of the revision, if its weights lie there and, where there is a list of the model's
-        own files, all of them."""
+    def find(self, needed: Sequence[str]) -> Path | None:
+        """The folder of the revision, if these files lie there."""
         commit = self.commit
         if not commit:
             with contextlib.suppress(OSError, ValueError):
                 commit = self.reference.read_text(encoding="ascii").strip()
         folder = self.snapshot(commit)
-        needed = [WEIGHTS] if set(names) == set(LIMITS) else names
         if COMMIT.fullmatch(commit) and all((folder / name).is_file() for name in needed):
             return folder
         return None
@@ -100,16 +98,21 @@ def time_limit() -> float:
     return seconds
 
 
-def fetch(cache: Cache, names: Sequence[str], anew: bool = False) -> Path:
+def fetch(cache: Cache, limits: Mapping[str, int], required: str, anew: bool = False) -> Path:
     """Fetches those of the files that the repository has, the small ones first; returns their folder.
 
-    anew: also those that are in the cache already.
+    Args:
+        cache: where to, and of which repository.
+        limits: the files, and the most bytes that each may have.
+        required: the one that must be there.
+        anew: also those that are in the cache already.
 
-    Raises PadError for a file that is too large, or that is not the one announced; ServerError for a server
-    that cannot be reached or does not answer as it should; OSError where the disk refuses.
+    Raises PadError for a repository without the required file, a file that is too large, or that is not the
+    one announced; ServerError for a server that cannot be reached or does not answer as it should; OSError
+    where the disk refuses.
     """
     deadline = Deadline(time_limit())
-    commit, files = _announced(cache, names, deadline)
+    commit, files = _announced(cache, limits, required, deadline)
     wanted = [file for file in files if anew or not _is_there(cache, file)]
     deadline.extend(sum(file.size for file in wanted) / SLOWEST)
     for file in sorted(files, key=lambda file: file.size):
@@ -122,32 +125,34 @@ def fetch(cache: Cache, names: Sequence[str], anew: bool = False) -> Path:
     return cache.snapshot(commit)
 
 
-def _announced(cache: Cache, names: Sequence[str], deadline: Deadline) -> tuple[str, list[Remote]]:
+def _announced(
+    cache: Cache, limits: Mapping[str, int], required: str, deadline: Deadline
+) -> tuple[str, list[Remote]]:
     """The commit, and the files that there are at it. Raises PadError for a file that is too large,
     ServerError for an announcement that cannot be one."""
     commit, files = cache.commit, []
-    for name in [WEIGHTS, *(name for name in names if name != WEIGHTS)]:
+    for name in [required, *(name for name in limits if name != required)]:
         try:
             with ask(_url(cache.repo, commit or cache.revision or "main", name), _headers(), deadline, "HEAD",
                      follow=False) as answer:  # fmt: skip
                 said = answer.headers
         except Refused as error:
             if error.code == "EntryNotFound":
-                if name == WEIGHTS:
-                    raise PadError(f"hf-hub:{cache.label} holds no model: it has no {WEIGHTS}") from None
+                if name == required:
+                    raise PadError(f"hf-hub:{cache.label} holds no model: it has no {required}") from None
                 continue
             raise
         found = said.get("x-repo-commit", "")
         if not COMMIT.fullmatch(found) or (commit and found != commit):
             raise ServerError(f"names the commit {shown(found)}, which is none or another one")
         commit = found
-        files.append(_remote(name, said))
+        files.append(_remote(name, said, limits[name]))
     if sum(file.size for file in files) > _MOST_BYTES:
         raise PadError(f"hf-hub:{cache.label} is too large: more than {_MOST_BYTES:,} bytes in all; refused")
     return commit, files
 
 
-def _remote(name: str, said: dict[str, str]) -> Remote:
+def _remote(name: str, said: dict[str, str], limit: int) -> Remote:
     digest = said.get("x-linked-etag") or said.get("etag", "")
     digest = digest.removeprefix("W/").strip('"')
     if not DIGEST.fullmatch(digest):
@@ -155,7 +160,6 @@ def _remote(name: str, said: dict[str, str]) -> Remote:
     size = said.get("x-linked-size") or said.get("content-length", "")
     if not (size.isascii() and size.isdecimal() and len(size) < 16):
         raise ServerError(f"announces {name} without its size: {shown(size)}")
-    limit = LIMITS.get(name, MAX_OTHER)
     if int(size) > limit:
         raise PadError(
             f"{name} is too large: the hub announces {int(size):,} bytes, at most {limit:,}; refused"
@@ -171,8 +175,6 @@ def _url(repo: str, revision: str, name: str) -> str:
 
 def _headers() -> dict[str, str]:
     from huggingface_hub.utils import build_hf_headers
-
-    from pad import __version__
 
     return build_hf_headers(library_name="pad", library_version=__version__)
 
@@ -197,8 +199,8 @@ def _fetch_blob(cache: Cache, commit: str, file: Remote, deadline: Deadline, ane
                 return
             part.unlink()
     raise PadError(
-        f"hf-hub:{cache.repo}: {file.name} is not the file that the hub announced ({file.digest[:12]}…); "
-        "refused"
+        f"hf-hub:{cache.repo}: {file.name} is not the file that the hub announced "
+        f"({file.digest[:12]}…); refused"
     )
 
 
@@ -262,6 +264,11 @@ def _no_bars() -> bool:
     from huggingface_hub.utils import are_progress_bars_disabled
 
     return are_progress_bars_disabled()
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, 64 hexadecimal digits."""
+    return digest_of(path, "0" * 64)
 
 
 def digest_of(path: Path, like: str) -> str:

@@ -67,8 +67,8 @@ class Deadline:
 
 @dataclass
 class Answer:
-    """The answer of a server, its body not yet read. `headers`, in lower case, are those of all the answers
-    on the way to this one that came from the host that was asked."""
+    """The answer of a server, its body not yet read. Among its `headers`, in lower case, are the X-... ones
+    of the answers on the way to this one that came from the host that was asked."""
 
     status: int
     headers: dict[str, str]
@@ -111,29 +111,36 @@ def ask(
     """
     url, password = _without_password(url)
     first = _address(url)
-    origin, seen = _origin(first), dict[str, str]()
+    origin, marks = _origin(first), dict[str, str]()
     sent = {**password, **headers, "Accept-Encoding": "identity"}
     for _ in range(REDIRECTS + 1):
         with _exchange(url, sent, method, deadline) as answer:
-            seen.update(answer.headers)
+            if _origin(_address(url)) == origin:
+                marks |= {key: value for key, value in answer.headers.items() if key.startswith("x-")}
+                answer.headers = marks | answer.headers
             location = answer.headers.get("location")
             if not (300 <= answer.status < 400 and location):
                 _check(answer)
-                answer.headers = seen if _origin(_address(url)) == origin else answer.headers
                 yield answer
                 return
-            target, _ = _without_password(urljoin(url, location))
+            target, _ = _without_password(_joined(url, location))
             there = _address(target)
             if first.scheme == "https" and there.scheme != "https":
                 raise ServerError("redirects from https to a connection that anybody can read")
             if _origin(there) != origin:
                 if not follow:
-                    answer.headers = seen
                     yield answer
                     return
                 sent = {key: value for key, value in sent.items() if key.lower() != "authorization"}
             url = target
     raise ServerError(f"redirects more than {REDIRECTS} times")
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        return location  # _address says what is wrong with it
 
 
 def _address(url: str) -> SplitResult:
@@ -168,12 +175,14 @@ def _exchange(url: str, headers: Mapping[str, str], method: str, deadline: Deadl
     with _watch(deadline) as (register, expired):
         try:
             request = urllib.request.Request(url, headers=dict(headers), method=method)
-            response = _opener(register).open(request, timeout=max(0.01, min(SILENCE, deadline.left)))
+            response = _opener(register).open(request, timeout=min(SILENCE, deadline.left + 1))
             known = {key.lower(): value for key, value in response.headers.items()}
             answer = Answer(int(response.status), known, response, expired, deadline)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise _network_error(error, expired(), deadline, Unreachable) from None
         with contextlib.closing(response):
+            if expired():  # then the end of the headers may have been the end of the connection
+                raise _network_error(None, True, deadline, Unreachable)
             yield answer
 
 
@@ -194,6 +203,8 @@ def _network_error(
     if expired:
         return Unreachable(f"does not answer whole within {deadline.seconds:.0f} s")
     reason = getattr(error, "reason", error)  # of urllib's URLError, what lies below
+    if isinstance(reason, TimeoutError):
+        return Unreachable(f"says nothing for {SILENCE:.0f} s")
     text = one_line(str(getattr(reason, "strerror", None) or reason), 150)
     nonsense = isinstance(error, http.client.HTTPException | ValueError)
     broken = isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead)
