@@ -240,9 +240,9 @@ class Vanishing:
 
 
 def test_a_picture_that_cannot_be_drawn_is_left_out_and_told(detector: Detector, boots: Path, tmp_path: Path):
-    from pad.commands.evaluate import score_batches
     from pad.images.imageset import ImageSet, Sample
     from pad.judging.summary import summarize
+    from pad.scoring import score_batches
     from pad.showing.report import ReportWriter
     from pad.showing.visuals import Visuals
 
@@ -253,7 +253,7 @@ def test_a_picture_that_cannot_be_drawn_is_left_out_and_told(detector: Detector,
     with ReportWriter(
         tmp_path / "report.html", calibration=detector.calibration, fpr=0.05, config=detector.config
     ) as report:
-        visuals = Visuals(detector, images, report, 6)
+        visuals = Visuals(detector.config, detector.calibration, images, report, 6)
         for batch in score_batches(detector, images, 0.05, 4, examine=True):
             rows += batch.rows.values()
             visuals.add(*batch)

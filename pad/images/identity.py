@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pad.config import Config
+from pad.images.decode import ImageError, planes
 from pad.images.imageset import ImageSet
 
 Hashes = NDArray[np.uint64]
@@ -41,8 +42,6 @@ def pixel_hash(image: Image.Image | np.ndarray) -> int:
 
 def _as_seen(image: Image.Image | np.ndarray) -> tuple[np.ndarray, float]:
     """The pixels (H, W) or (H, W, 3), uint8 or float32, and the value that means white."""
-    from pad.images.decode import planes
-
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 2:
         return image, 255.0  # as below, without the detour
     if isinstance(image, Image.Image) and image.mode == "L" and not image.has_transparency_data:
@@ -76,8 +75,6 @@ def with_hashes(images: ImageSet, workers: int = 2, progress: Callable[[int], An
 
 
 def _hash(images: ImageSet, index: int) -> int:
-    from pad.images.decode import ImageError
-
     content = images.contents[index]
     try:
         return pixel_hash(content if isinstance(content, np.ndarray) else images.open(index))

@@ -8,19 +8,19 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from pad.detector import Detector
+from pad.images.decode import batch_tensor
+from pad.judging.calibration import Calibration
+from pad.judging.map_scale import scale_of
 from pad.judging.metrics import METRICS
 from pad.judging.summary import write_summary
+from pad.registry.entries import Entry
 from pad.store.files import atomic
 from pad.store.model_folder import CARD, WEIGHTS
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pad.detector import Detector
-    from pad.judging.calibration import Calibration
-    from pad.registry.build import Entry
 
 PICTURE = "card.png"
 SIGNIFICANCE = 0.05  # how often chance alone may make the card speak of a shift
@@ -156,9 +156,6 @@ def draw_card(detector: Detector, folder: Path, samples: Sequence[str]) -> None:
         samples: paths of images inside it, normal ones first.
     """
     from matplotlib.figure import Figure
-
-    from pad.images.decode import batch_tensor
-    from pad.judging.map_scale import scale_of
 
     half = len(samples) // 2
     panels = [list(samples[:half][:SHOWN]), list(samples[half:][:SHOWN])]

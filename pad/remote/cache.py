@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from pad import __version__
 from pad.errors import PadError, shown
 from pad.remote.http import Cut, Deadline, Refused, ServerError, ask
 
@@ -174,8 +175,6 @@ def _url(repo: str, revision: str, name: str) -> str:
 
 def _headers() -> dict[str, str]:
     from huggingface_hub.utils import build_hf_headers
-
-    from pad import __version__
 
     return build_hf_headers(library_name="pad", library_version=__version__)
 
