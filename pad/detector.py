@@ -23,6 +23,7 @@ from pad.errors import PadError, warn
 from pad.images.identity import NO_HASHES, Hashes, joined, pack, unpack
 from pad.images.ranges import warn_of_unit_range
 from pad.images.resize import at_side
+from pad.images.variation import in_variation
 from pad.judging.calibration import Calibration
 from pad.judging.fusion import Fusion
 from pad.networks import build_networks
@@ -164,6 +165,10 @@ class Detector:
         else:
             maps = self.quick_maps(features)
         return Examined(scores, nearest, maps, latents, views)
+
+    def varied(self, x: Tensor) -> Tensor:
+        """Each image in a variation that the recipe tolerates (pad/images/variation.py), on the CPU."""
+        return in_variation(x.cpu(), self.config.tolerate, self.config.seed)
 
     def for_generator(self, x: Tensor) -> Tensor:
         """Images at the size of the networks."""
@@ -335,7 +340,7 @@ class Detector:
     ) -> Calibration:
         """Sets the calibration from normal images that were not trained on; with it how views are fused, the
         scale of anomaly maps, and some latents, from which fine-tuning can replay what is normal
-        (pad/latents.py).
+        (pad/latents.py). Each image is judged in a variation that the recipe tolerates.
 
         quick_scores: of the same images in the quick views, (n, v), by fits that did not see them, where
             these views were fitted on the images as well (pad/learning/cross_fit.py).
@@ -359,7 +364,7 @@ class Detector:
         latents: list[Tensor] = []
 
         def maps() -> Iterator[np.ndarray]:
-            for examined in self._each_batch(self.examine, images):
+            for examined in self._each_batch(lambda x: self.examine(self.varied(x)), images):
                 views.append(examined.views)
                 latents.append(examined.latents)
                 yield from examined.maps.numpy()

@@ -21,6 +21,7 @@ from pad.judging.map_scale import scale_of
 from pad.networks import build_networks
 from pad.showing.explanation import make_explanation
 from pad.similarity.build import build_similarity
+from pad.views.generator import GeneratorView
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,9 @@ def detector(boots: Path) -> Detector:
     """Untrained networks with a pixel similarity: quick, and all that drawing needs."""
     torch.manual_seed(0)
     config = Config(size=32, channels=1, similarity="l1", precision="float32")
-    found = Detector(config, build_networks(config), build_similarity(config), torch.device("cpu"))
+    device = torch.device("cpu")
+    view = GeneratorView(config, build_networks(config), build_similarity(config), device)
+    found = Detector(config, view, None, device)
     found.calibrate(sorted(boots.glob("*.png"))[:60])
     return found
 
@@ -62,11 +65,12 @@ def mvtec(boots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_examine_gives_what_one_by_one_gives(detector: Detector):
     x = torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    scores, nearest, maps, latents = detector.examine(x)
+    scores, nearest, maps, latents, views = detector.examine(x)
     assert torch.equal(scores, detector.score_batch(x))
     assert torch.equal(nearest, detector.reconstruct(x))
     assert torch.equal(maps, detector.anomaly_map(x))
     assert torch.equal(latents, detector.encode(x))
+    assert torch.equal(views, detector.score_views(x))
     torch.testing.assert_close(maps.mean((1, 2)), scores)
 
 
