@@ -155,7 +155,7 @@ def base_models(folder: Path) -> list[Path]:
 
 
 def train_base_models(folder: Path, data: Path) -> None:
-    """Trains all but the last, in processes of their own: one that forks must not have computed with torch."""
+    """Trains all but the last, in processes of their own: who forks must not have computed with torch."""
     for name, words in BASES.items():
         words = [word.replace("BASES", str(folder)) for word in words]
         log = folder.parent / "training.log"
