@@ -30,6 +30,9 @@ from pad.errors import PadError, did_you_mean
 
 HELD_OUT = 0.2  # of the normal class
 
+# The rows are about the generator: other views would only hide what a choice is worth.
+ALONE = {"views": ["generator"], "fit": "crop", "input_size": None, "keep_normals": 0}
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -69,7 +72,7 @@ def read_rows(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def settings_of(arguments: argparse.Namespace, row: dict[str, Any], seed: int) -> dict[str, Any]:
     """The recipe's changes in a run of a row."""
     length = {"steps": arguments.steps} if arguments.steps else {}
-    return {**parse_assignments(arguments.set), **length, **row, "seed": seed}
+    return {**ALONE, **parse_assignments(arguments.set), **length, **row, "seed": seed}
 
 
 def training_of(row: Mapping[str, Any]) -> dict[str, Any]:

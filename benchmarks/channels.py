@@ -29,6 +29,7 @@ from pad.config import BATCH_SIZE
 from pad.detector import Detector
 from pad.images.imageset import ImageSet
 from pad.images.stream import stream
+from pad.learning.replay import generator_of
 from pad.learning.run import residual_indices, split_images
 from pad.similarity.relative import LayerStatistics, RelativePerceptualL1, Residuals
 
@@ -53,11 +54,15 @@ class MeanImage:
     """The score of a model with the mean of f^(x) over training images in place of f^(G(E(x)))."""
 
     def __init__(self, detector: Detector, training: ImageSet) -> None:
-        assert isinstance(detector.similarity, RelativePerceptualL1)
-        self.device, self.similarity = detector.device, detector.similarity
+        generator = generator_of(detector)
+        assert isinstance(generator.similarity, RelativePerceptualL1)
+        self.device, self.similarity = detector.device, generator.similarity
         (self.layer,) = self.similarity.layers
         images = training.subset(residual_indices(len(training)).tolist())
-        features = [self.prepare(batch.tensor) for batch in stream(images, detector.config, BATCH_SIZE)]
+        features = [
+            self.prepare(detector.for_generator(batch.tensor))
+            for batch in stream(images, detector.config, BATCH_SIZE)
+        ]
         self.mean = torch.cat([f.float() for f in features]).mean(0).to(features[0].dtype)
         self.statistics: LayerStatistics = copy.deepcopy(self.similarity.of(self.layer))
         residuals = Residuals()
@@ -86,14 +91,15 @@ def channels(detector: Detector, mean_image: MeanImage, images: ImageSet) -> Sco
     """{channel: scores (n,)}, higher for what is more anomalous by it; the first is the detector's score."""
     found: dict[str, list[torch.Tensor]] = {name: [] for name in CHANNELS}
     plain = without_residuals(detector)
-    critic = detector.networks["image_critic"]
+    generator, without = generator_of(detector), generator_of(plain)
+    critic = generator.networks["image_critic"]
     for batch in stream(images, detector.config, BATCH_SIZE):
-        x = batch.tensor
-        found["score"].append(detector.score_batch(x))
-        found["ρ as in the paper"].append(plain.score_batch(x))
+        x = detector.for_generator(batch.tensor)
+        found["score"].append(generator.score(x))
+        found["ρ as in the paper"].append(without.score(x))
         found["the mean image instead of G(E(x))"].append(mean_image.score(x))
         # -log of the prior's density at E(x), but for a constant
-        found["E(x) under the prior"].append(detector.encode(x).square().sum(1) / 2)
+        found["E(x) under the prior"].append(generator.encode(x).square().sum(1) / 2)
         with torch.no_grad():
             found["D_x"].append(-critic(x.to(detector.device)).float().flatten().cpu())
     return {name: torch.cat(parts).double().numpy() for name, parts in found.items()}

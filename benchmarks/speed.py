@@ -50,6 +50,7 @@ from pad.errors import PadError
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.judging.calibration import Calibration
+from pad.learning.replay import generator_of
 from pad.learning.run import load_images, split_images
 from pad.learning.trainer import Trainer, in_batches
 from pad.networks import build_networks
@@ -57,6 +58,7 @@ from pad.recipes import build_config
 from pad.scoring import score_rows
 from pad.similarity.build import build_similarity
 from pad.similarity.relative import RelativePerceptualL1
+from pad.views.generator import GeneratorView
 
 SIDES = ("pad", "published")
 CURVE_POINTS = 17  # at M, M/√2, M/2, ... minutes
@@ -102,7 +104,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def side_config(arguments: argparse.Namespace, side: str, images: ImageSet) -> Config:
     if side == "pad":
-        return build_config(arguments.config, parse_assignments(arguments.set), images)
+        settings = {"views": ["generator"], "fit": "crop", "input_size": None, "keep_normals": 0}
+        return build_config(arguments.config, {**settings, **parse_assignments(arguments.set)}, images)
     settings = {"backbone": "vgg16-st", **parse_assignments(arguments.published_set)}
     return from_mapping({**load_recipe(arguments.published_config), **settings})
 
@@ -126,7 +129,7 @@ def as_detector(trainer: Trainer) -> Detector:
     networks = {**dict(trainer.networks.items()), **dict(trainer.averaged.items())}
     detector = rebuilt(trainer.config, networks, trainer.similarity, trainer.device)
     few = torch.arange(min(FITTED, len(trainer.images)))
-    detector.fit_residuals(in_batches(trainer.images, few, 64))
+    generator_of(detector).fit_residuals(in_batches(trainer.images, few, 64))
     return detector
 
 
@@ -139,7 +142,7 @@ def rebuilt(
         copies[name].load_state_dict(network.state_dict())
     if isinstance(fresh, RelativePerceptualL1) and isinstance(similarity, RelativePerceptualL1):
         fresh.statistics = copy.deepcopy(similarity.statistics)
-    return Detector(config, copies, fresh, device)
+    return Detector(config, GeneratorView(config, copies, fresh, device), None, device)
 
 
 def synchronize(device: torch.device) -> None:
@@ -306,8 +309,9 @@ def rank_correlation(arguments: argparse.Namespace, model: str) -> float:
     scores = []
     for precision in ("float32", "bfloat16"):
         config = detector.config.replace(precision=precision)
-        networks = dict(detector.networks.items())
-        scores.append(rebuilt(config, networks, detector.similarity, torch.device("cpu")).score(test))
+        generator = generator_of(detector)
+        networks = dict(generator.networks.items())
+        scores.append(rebuilt(config, networks, generator.similarity, torch.device("cpu")).score(test))
     return float(spearmanr(*scores).statistic)
 
 

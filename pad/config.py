@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from pad.errors import PadError, did_you_mean, one_line, shown
+from pad.tolerance import parse_tolerance
 
 SIMILARITIES = ("relative-perceptual-l1", "l1", "l2", "ssim", "lpips")
 BACKBONES = ("vgg16-st", "vgg16", "vgg19")
@@ -113,6 +114,9 @@ class Config:
     precision: str = "auto"  # "float32", "bfloat16", or "auto": bfloat16 where the device gains
     compile: bool = False  # torch.compile the networks
 
+    # What new normal images may differ by: they are fitted on and calibrated for in random variations
+    tolerate: Mapping[str, float] = field(default_factory=dict)  # "brightness=0.2,flip" (pad/tolerance.py)
+
     # Scoring and calibration
     feature_weights: bool = True  # weigh features by how well normal images are reconstructed there
     feature_channels: float = 0.5  # share of the deepest layer's channels that count: those of largest sigma
@@ -157,6 +161,17 @@ class Config:
         return from_mapping({**to_mapping(self), **changes})
 
 
+def fitting_batch(config: Config, wanted: int) -> int:
+    """How many images at a time, of `wanted`, a processor scores: together they have no more pixels than 128
+    of 256x256. A recipe may ask for sides at which more images would take tens of gigabytes."""
+    side = max(config.input_side, config.size)
+    if config.has_generator:
+        side = max(side, round(config.backbone_scale * config.size))
+    if config.quick_views:
+        side = max(side, config.view_size)
+    return max(1, min(wanted, BATCH_SIZE * 256**2 // side**2))
+
+
 def to_mapping(config: Config) -> dict[str, Any]:
     """The recipe as plain YAML types, in the order of the class."""
     plain = dataclasses.asdict(config)
@@ -171,7 +186,14 @@ def from_mapping(values: Mapping[str, Any], where: str = "the recipe") -> Config
         key = unknown[0]
         hint = did_you_mean(key, hints) if isinstance(key, str) else ""
         raise PadError(f"{where}: unknown setting {shown(key)}{hint}")
-    return Config(**{key: _convert(key, value, str(hints[key]), where) for key, value in values.items()})
+    plain = {
+        key: _convert(key, value, str(hints[key]), where)
+        for key, value in values.items()
+        if key != "tolerate"
+    }
+    if "tolerate" in values:
+        plain["tolerate"] = parse_tolerance(values["tolerate"], where)
+    return Config(**plain)
 
 
 def _convert(key: str, value: Any, hint: str, where: str) -> Any:
@@ -309,6 +331,7 @@ def check(config: Config) -> None:
     need(0 <= config.ema < 1, "ema", "a decay from 0 to below 1")
     need(len(config.betas) == 2 and all(0 <= b < 1 for b in config.betas), "betas", "two numbers below 1")
     need(0 < config.calibration_fraction < 1, "calibration_fraction", "a share between 0 and 1")
+    parse_tolerance(config.tolerate, "the recipe")
     need(config.schedule in ("cosine", "constant"), "schedule", "'cosine' or 'constant'")
     need(config.precision in ("auto", "float32", "bfloat16"), "precision", "auto, float32 or bfloat16")
     need(config.balancing in ("gradient-normalizing", "fixed"), "balancing",
@@ -354,7 +377,7 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PadError(f"--config: cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2001-99-99 is a ValueError
+    except Exception as error:  # YAML's library raises far more than its own
         raise PadError(f"--config: {path} is not YAML: {one_line(str(error))}") from None
     if values is None:
         return {}
@@ -375,6 +398,6 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             raise PadError(f"--set takes key=value, not '{word}'")
         try:
             values[key.strip()] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
+        except Exception:  # YAML's library raises far more than its own
             raise PadError(f"--set {key}: {shown(text)} is not a value") from None
     return values

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pad.config import BATCH_SIZE, Config, to_mapping
+from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, warn
 from pad.images.decode import ImageError, batch_tensor
@@ -28,6 +28,7 @@ from pad.images.ranges import warn_of_unit_range
 from pad.images.resize import at_side
 from pad.images.resolve import as_image_set
 from pad.images.stream import Batch, each_batch
+from pad.images.variation import in_variation
 from pad.judging.calibration import Calibration
 from pad.judging.fusion import Fusion
 from pad.judging.map_scale import MapScale, scale_of
@@ -164,6 +165,10 @@ class Detector:
         else:
             maps = self.quick_maps(features)
         return Examined(scores, nearest, maps, latents, views)
+
+    def varied(self, x: Tensor) -> Tensor:
+        """Each image in a variation that the recipe tolerates (pad/images/variation.py), on the CPU."""
+        return in_variation(x.cpu(), self.config.tolerate, self.config.seed)
 
     def for_generator(self, x: Tensor) -> Tensor:
         """Images at the size of the networks."""
@@ -326,7 +331,7 @@ class Detector:
     ) -> Calibration:
         """Sets the calibration from normal images that were not trained on; with it how views are fused, the
         scale of anomaly maps, and some latents, from which fine-tuning can replay what is normal
-        (pad/latents.py).
+        (pad/latents.py). Each image is judged in a variation that the recipe tolerates.
 
         quick_scores: of the same images in the quick views, (n, v), by fits that did not see them, where
             these views were fitted on the images as well (pad/learning/cross_fit.py).
@@ -348,7 +353,7 @@ class Detector:
         latents: list[Tensor] = []
 
         def maps() -> Iterator[np.ndarray]:
-            for examined in self._each_batch(self.examine, images):
+            for examined in self._each_batch(lambda x: self.examine(self.varied(x)), images):
                 views.append(examined.views)
                 latents.append(examined.latents)
                 yield from examined.maps.numpy()
@@ -399,8 +404,9 @@ class Detector:
     def _each_batch(self, function: Callable[[Tensor], Result], images: Any) -> Iterator[Result]:
         """`function` of all images, batch by batch in order."""
         if not isinstance(images, ImageSet):
-            workers = lanes(self.device, BATCH_SIZE)
-            return in_parallel(function, self._batches(images, BATCH_SIZE // workers), workers)
+            size = fitting_batch(self.config, BATCH_SIZE)
+            workers = lanes(self.device, size)
+            return in_parallel(function, self._batches(images, size // workers), workers)
 
         def of_readable(batch: Batch) -> Result:
             for index, reason in batch.errors:

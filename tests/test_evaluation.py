@@ -229,13 +229,14 @@ def test_json_and_json_lines_read_back(tmp_path: Path, capfdbinary: pytest.Captu
     lines = capfdbinary.readouterr().out.decode("ascii").splitlines()
     assert [json.loads(line) for line in lines] == objects
     assert [o["path"] for o in objects] == [r.path for r in rows]
-    assert all(tuple(o) == COLUMNS for o in objects)
+    assert all(tuple(o) == (*COLUMNS, "views") for o in objects)
     assert objects[9] == {
         "path": "broken.png",
         "score": None,
         "p_value": None,
         "verdict": "",
         "error": "is truncated",
+        "views": {},
     }
     write_scores([], tmp_path / "none.json", "json")
     assert json.loads((tmp_path / "none.json").read_text()) == []

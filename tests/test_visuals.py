@@ -29,9 +29,9 @@ def detector(boots: Path) -> Detector:
     """Untrained networks with a pixel similarity: quick, and all that drawing needs."""
     torch.manual_seed(0)
     config = Config(size=32, channels=1, similarity="l1", precision="float32")
-    cpu = torch.device("cpu")
-    view = GeneratorView(config, build_networks(config), build_similarity(config), cpu)
-    found = Detector(config, view, None, cpu)
+    device = torch.device("cpu")
+    view = GeneratorView(config, build_networks(config), build_similarity(config), device)
+    found = Detector(config, view, None, device)
     found.calibrate(sorted(boots.glob("*.png"))[:60])
     return found
 

@@ -51,6 +51,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--replay", nargs="+", metavar="DATA", help="with --from: images of the old "
                         "normal, to keep it (default: the model's own; none: may be forgotten)")  # fmt: skip
+    parser.add_argument("--tolerate", metavar="WHAT", help="what new normal images may differ by, such as "
+                        "brightness=0.2,contrast=0.2,rotation=5,shift=0.05,flip; none: nothing")  # fmt: skip
     parser.add_argument("--check", nargs="+", metavar="DATA", help="with --from: anomalies that the model "
                         "finds; says how many are found before and after")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on where RUN stopped")

@@ -17,7 +17,7 @@ from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.judging.calibration import round_up
 from pad.learning.comparison import format_quality, warnings_of
-from pad.learning.quick import FIT_IMAGES
+from pad.learning.quick import most_fitted
 from pad.learning.replay import NO_REPLAY, Replay, make_replay
 from pad.learning.run import check_recipe, readable, split_images, train_detector
 from pad.recipes import build_config
@@ -25,6 +25,7 @@ from pad.store.files import CannotWrite
 from pad.store.hub import resolve_model
 from pad.store.model_folder import fingerprint
 from pad.store.run_folder import RunFolder
+from pad.tolerance import describe_tolerance
 
 FINE_TUNING_SHARE = (
     0.15  # of the steps of the model it starts from: with all around them, a fifth of its time
@@ -119,10 +120,12 @@ def _announce(
     seen = f"read at {config.input_side}x{config.input_side}, {'grey' if config.channels == 1 else 'colour'}"
     if config.fit == "crop":
         seen += ", cropped to their centre where they are not square"
+    if config.tolerate:
+        seen += f"; as normal: {describe_tolerance(config.tolerate)}"
     if not config.has_generator:
         later = "; no generator: --resume --steps N adds one" if "generator" in config.views else ""
         print(f"fitting the views {', '.join(config.quick_views)} on {training.describe()} ({seen}){later}")
-        judges = min(len(training), FIT_IMAGES)
+        judges = min(len(training), most_fitted(config))
     else:
         length = f"{minutes:g} minutes" if minutes else f"{config.steps} steps"
         since = f", from step {checkpoint['trainer']['steps_done']}" if checkpoint else ""
@@ -130,7 +133,7 @@ def _announce(
             f"training on {training.describe()} ({seen}) for {length}{since}; "
             f"{len(calibration)} more are kept for calibration"
         )
-        judges = min(len(calibration), FIT_IMAGES // 2) if config.quick_views else len(calibration)
+        judges = min(len(calibration), most_fitted(config) // 2) if config.quick_views else len(calibration)
     print(f"false-alarm rates can be held from --fpr {round_up(1 / (judges + 1))} up", flush=True)
 
 
@@ -198,7 +201,11 @@ def _request(before: dict[str, Any], arguments: argparse.Namespace, folder: RunF
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of the recipe that are asked for now, unchecked."""
     settings = parse_assignments(arguments.set)
-    for key, value in (("steps", arguments.steps), ("seed", arguments.seed)):
+    for key, value in (
+        ("steps", arguments.steps),
+        ("seed", arguments.seed),
+        ("tolerate", arguments.tolerate),
+    ):
         if value is not None:
             settings[key] = value
     return settings

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pad.config import Config
+from pad.config import Config, fitting_batch
 from pad.devices import in_parallel, lanes
 from pad.images.decode import ImageError, planes, scaled
 from pad.images.imageset import ImageSet
@@ -83,6 +83,7 @@ def each_batch(
         return function(batch)
 
     # A lane reads its own images: more threads than processors would be in each other's way.
+    batch_size = fitting_batch(config, batch_size)
     workers = lanes(device, batch_size)
     return in_parallel(read, _ranges(len(images), batch_size // workers), workers)
 

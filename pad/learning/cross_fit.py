@@ -19,7 +19,7 @@ from torch import Tensor
 from pad.errors import PadError
 from pad.images.hashes import Hashes
 from pad.judging.calibration import place_in_order
-from pad.views.features import Features
+from pad.views.features import Features, joined
 from pad.views.quick import QuickViews
 
 FOLDS = 5
@@ -40,11 +40,16 @@ def fold_of_each(hashes: Hashes, seed: int = 0, folds: int = FOLDS) -> Tensor:
     return fold[torch.from_numpy(places.ravel())]
 
 
-def out_of_fold_scores(views: QuickViews, normal: Features, hashes: Hashes, seed: int = 0) -> Tensor:
+def out_of_fold_scores(
+    views: QuickViews, normal: Features, hashes: Hashes, seed: int = 0, varied: Features | None = None
+) -> Tensor:
     """The score of each image in each view, (n, views), by a fit on the folds that it is not in.
 
-    hashes: of the images, (n,). Raises PadError if all are copies of one picture.
+    hashes: of the images, (n,). varied: of the same images in a tolerated variation each, which is in the
+    fold of its image; then both teach, and the variation is judged. Raises PadError if all are copies of one
+    picture.
     """
+    judged = normal if varied is None else varied
     fold = fold_of_each(hashes, seed)
     if not fold.any():
         raise PadError(f"all {len(fold)} normal images are copies of one picture; give at least 2 pictures")
@@ -52,6 +57,13 @@ def out_of_fold_scores(views: QuickViews, normal: Features, hashes: Hashes, seed
     for held_out in fold.unique():
         # A copy but for the backbone, which no fit changes.
         fitted = copy.deepcopy(views, {id(views.backbone): views.backbone})
-        fitted.fit(normal.take(fold != held_out))
-        scores[fold == held_out] = fitted.scores(normal.take(fold == held_out))
+        fitted.fit(taught(normal, varied, fold != held_out))
+        scores[fold == held_out] = fitted.scores(judged.take(fold == held_out))
     return scores
+
+
+def taught(normal: Features, varied: Features | None, chosen: Tensor) -> Features:
+    """What the chosen images teach: themselves, and their variations."""
+    if varied is None:
+        return normal.take(chosen)
+    return joined([normal.take(chosen), varied.take(chosen)])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pad.config import BATCH_SIZE
+from pad.config import BATCH_SIZE, Config
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.hashes import Hashes
@@ -18,7 +18,7 @@ from pad.images.imageset import ImageSet
 from pad.images.resize import at_side
 from pad.images.stream import Batch, each_batch
 from pad.judging.map_scale import MapScale
-from pad.learning.cross_fit import out_of_fold_scores
+from pad.learning.cross_fit import out_of_fold_scores, taught
 from pad.views.features import Features, joined
 from pad.views.kept import SIDE, KeptNormals
 
@@ -30,6 +30,7 @@ class Looked(NamedTuple):
     """What the quick views saw of an ImageSet."""
 
     features: Features  # of those that could be read
+    varied: Features | None  # of the same in a variation each, where some are tolerated
     thumbnails: Tensor  # (n, channels, s, s) uint8
     indices: list[int]  # of those, in the ImageSet
     hashes: Hashes  # of those: which pictures they are
@@ -39,27 +40,35 @@ class Looked(NamedTuple):
 def look(detector: Detector, images: ImageSet, progress: bool = False) -> Looked:
     """The features of all images, in order. Raises PadError if none can be read."""
     parts: list[Features] = []
+    varied_parts: list[Features] = []
     thumbnails: list[Tensor] = []
     indices: list[int] = []
     errors: list[tuple[int, str]] = []
 
-    def see(batch: Batch) -> tuple[Batch, Features | None, Tensor]:
+    def see(batch: Batch) -> tuple[Batch, Features | None, Features | None, Tensor]:
         if not batch.indices:
-            return batch, None, torch.empty(0)
-        return batch, detector.features(batch.tensor), _thumbnails(batch.tensor)
+            return batch, None, None, torch.empty(0)
+        varied = detector.features(detector.varied(batch.tensor)) if detector.config.tolerate else None
+        return batch, detector.features(batch.tensor), varied, _thumbnails(batch.tensor)
 
     disable = None if progress else True
     with tqdm(total=len(images), desc="looking", unit="image", disable=disable, leave=False) as bar:
-        for batch, features, small in each_batch(see, images, detector.config, detector.device, BATCH_SIZE):
+        for batch, features, varied, small in each_batch(
+            see, images, detector.config, detector.device, BATCH_SIZE
+        ):
             if features is not None:
                 parts.append(features)
                 thumbnails.append(small)
+            if varied is not None:
+                varied_parts.append(varied)
             indices += batch.indices
             errors += batch.errors
             bar.update(len(batch.indices) + len(batch.errors))
     if not parts:
         raise PadError(f"none of {images.describe()} can be read")
-    return Looked(joined(parts), torch.cat(thumbnails), indices, hashes_of(images)[indices], errors)
+    varied_features = joined(varied_parts) if varied_parts else None
+    hashes = hashes_of(images)[indices]
+    return Looked(joined(parts), varied_features, torch.cat(thumbnails), indices, hashes, errors)
 
 
 def _thumbnails(x: Tensor) -> Tensor:
@@ -75,8 +84,8 @@ def fit_quick(detector: Detector, looked: Looked) -> np.ndarray:
         raise PadError(
             f"the views take at least {LEAST_IMAGES} normal images; only {len(looked.features)} can be read"
         )
-    scores = out_of_fold_scores(quick, looked.features, looked.hashes, config.seed)
-    quick.fit(looked.features)
+    scores = out_of_fold_scores(quick, looked.features, looked.hashes, config.seed, looked.varied)
+    quick.fit(taught(looked.features, looked.varied, torch.arange(len(looked.features))))
     kept = _spread(len(looked.features), config.keep_normals, config.seed)
     quick.kept = KeptNormals.of(looked.thumbnails[kept], looked.features.take(kept))
     return scores.numpy()
@@ -84,19 +93,27 @@ def fit_quick(detector: Detector, looked: Looked) -> np.ndarray:
 
 def calibrate_quick(detector: Detector, looked: Looked, scores: np.ndarray) -> None:
     """Calibrates a detector without a generator by the scores that `fit_quick` gave."""
-    maps = (m for part in torch.arange(len(looked.features)).split(BATCH_SIZE)
-            for m in detector.quick_maps(looked.features.take(part)).numpy())  # fmt: skip
+    seen = looked.features if looked.varied is None else looked.varied
+    maps = (m for part in torch.arange(len(seen)).split(BATCH_SIZE)
+            for m in detector.quick_maps(seen.take(part)).numpy())  # fmt: skip
     extra = {"cross_fitted": True, "map_scale": MapScale.from_maps(maps).to_dict()}
     detector.calibrate_on(scores, None, extra)
 
 
-def fitted_on(images: ImageSet, first: int, seed: int) -> ImageSet:
-    """At most FIT_IMAGES of the images: the `first` ones, and a random choice of the others."""
-    if len(images) <= FIT_IMAGES:
+def most_fitted(config: Config) -> int:
+    """How many images at most are fitted on, so that they and their variations are FIT_IMAGES."""
+    return FIT_IMAGES // 2 if config.tolerate else FIT_IMAGES
+
+
+def fitted_on(images: ImageSet, first: int, config: Config) -> ImageSet:
+    """At most `most_fitted` of the images: the `first` ones, up to half of that, and a random choice of the
+    others."""
+    most = most_fitted(config)
+    if len(images) <= most:
         return images
-    others = first + torch.randperm(len(images) - first, generator=torch.Generator().manual_seed(seed))
-    chosen = [*range(min(first, FIT_IMAGES // 2)), *others.tolist()]
-    return images.subset(sorted(chosen[:FIT_IMAGES]))
+    others = first + torch.randperm(len(images) - first, generator=torch.Generator().manual_seed(config.seed))
+    chosen = [*range(min(first, most // 2)), *others.tolist()]
+    return images.subset(sorted(chosen[:most]))
 
 
 def _spread(n: int, count: int, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ import copy
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,9 +30,10 @@ from pad.images.imageset import ImageSet, joined_sets
 from pad.images.resize import at_side
 from pad.images.resolve import resolve
 from pad.images.stream import load_all, stream
+from pad.images.variation import in_variation
 from pad.judging.calibration import Calibration, calibration_split
 from pad.learning.comparison import compare
-from pad.learning.quick import FIT_IMAGES, calibrate_quick, fit_quick, fitted_on, look
+from pad.learning.quick import calibrate_quick, fit_quick, fitted_on, look, most_fitted
 from pad.learning.replay import MixedImages, Replay, calibrate_both, generator_of
 from pad.learning.trainer import (
     CACHE_BYTES,
@@ -265,7 +266,7 @@ def _fit_views(
 ) -> Detector:
     """A detector of the quick views alone: fitted, cross-fitted and calibrated on all images."""
     detector = Detector(config, None, build_quick(config), device)
-    looked = look(detector, fitted_on(images, 0, config.seed), progress)
+    looked = look(detector, fitted_on(images, 0, config), progress)
     skipped = [f"{images.samples[i].name}: {reason}" for i, reason in looked.errors]
     _tell_skipped(skipped)
     calibrate_quick(detector, looked, fit_quick(detector, looked))
@@ -367,7 +368,8 @@ def finished_detector(
     if detector.generator is None:
         raise PadError(f"{folder} has no generator: there is nothing to be taken over")
     images, _ = load_images(training.subset(residual_indices(len(training)).tolist()), config)
-    detector.generator.fit_residuals(in_batches(images, torch.arange(len(images))))
+    batches = in_batches(images, torch.arange(len(images)))
+    detector.generator.fit_residuals(_with_variations(batches, config))
     _calibrate(detector, training, calibration, False)
     now, then = versions(), detector.card["versions"].get("commit")
     if then and then != now.get("commit"):
@@ -376,17 +378,28 @@ def finished_detector(
     return detector
 
 
+def _with_variations(batches: Iterable[Tensor], config: Config) -> Iterator[Tensor]:
+    """Each batch, and where the recipe tolerates variations, the same images in one each."""
+    for x in batches:
+        yield x
+        if config.tolerate:
+            yield in_variation(x, config.tolerate, config.seed)
+
+
 def _calibrate(detector: Detector, training: ImageSet, calibration: ImageSet, progress: bool) -> None:
     """Fits the quick views, if there are any, on all images, and calibrates all views on held-out ones."""
     if detector.quick is None:
         detector.calibrate(calibration)
         return
     first = len(calibration)
-    looked = look(
-        detector, fitted_on(joined_sets(calibration, training), first, detector.config.seed), progress
-    )
+    images = fitted_on(joined_sets(calibration, training), first, detector.config)
+    looked = look(detector, images, progress)
     scores = fit_quick(detector, looked)
-    judged = [row for row, index in enumerate(looked.indices) if index < min(first, FIT_IMAGES // 2)]
+    judged = [
+        row
+        for row, index in enumerate(looked.indices)
+        if index < min(first, most_fitted(detector.config) // 2)
+    ]
     detector.calibrate(
         calibration.subset([looked.indices[row] for row in judged]), quick_scores=scores[judged]
     )
@@ -560,7 +573,8 @@ class Run:
         chosen = residual_indices(len(trainer.images))
         # The replayed images of an old model are its own and easy for it: how it errs on real ones it knows.
         old = self.start.generator if self.start and self.replay else None
-        generator.fit_residuals(in_batches(trainer.images, chosen), old)
+        batches = in_batches(trainer.images, chosen)
+        generator.fit_residuals(_with_variations(batches, self.config), old)
         _calibrate(detector, self.training_images, self.calibration, self.progress)
         self.new_normal = detector.calibration
         if self.start is not None and self.replay is not None:

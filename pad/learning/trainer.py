@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from pad.config import BATCH_SIZE, Config
 from pad.devices import cast_similarity, pick_precision, to_device
 from pad.errors import PadError
+from pad.images.variation import vary
 from pad.learning.balancing import GradientNormalizer
 from pad.learning.losses import adversarial_loss, critic_loss, gradient_penalty
 from pad.networks import build_networks
@@ -252,7 +253,7 @@ class Trainer:
 
     @property
     def _augmenting(self) -> bool:
-        return self.config.augment_shift > 0 or self.config.augment_flip
+        return self.config.augment_shift > 0 or self.config.augment_flip or bool(self.config.tolerate)
 
     def _augment(self, x: Tensor) -> Tensor:
         if self.config.augment_flip:
@@ -265,7 +266,7 @@ class Trainer:
             x = torch.stack(
                 [p[:, i : i + size, j : j + size] for p, (i, j) in zip(padded, offsets, strict=True)]
             )
-        return x
+        return vary(x, self.config.tolerate, self.random)
 
     def _fit_similarity(self, similarity: RelativePerceptualL1, statistics_images: Images | None) -> None:
         """mu and sigma; in the same pass the features of the training images are kept, if they fit."""

@@ -71,7 +71,7 @@ def read_index(root: Path | None = None) -> dict[str, ZooModel]:
         return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+    except Exception as error:  # YAML's library raises far more than its own
         raise PadError(f"cannot read {path}: {one_line(str(error))}") from None
     if not isinstance(content, dict) or not isinstance(content.get("models", []), list):
         raise PadError(f"{path} must hold 'format' and a list of 'models'")
