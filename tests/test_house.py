@@ -19,7 +19,8 @@ HOUSE = Path(pad.__file__).parent
 LAYERS = (
     {"pad"},
     {"errors"},
-    {"config", "latents", "provenance"},
+    {"tolerance", "latents", "provenance"},
+    {"config"},
     {"devices", "remote"},
     {"images"},
     {"recipes", "backbones", "networks"},
