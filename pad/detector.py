@@ -21,7 +21,8 @@ from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, warn
 from pad.images.decode import ImageError, batch_tensor
-from pad.images.identity import NO_HASHES, Hashes, hashes_of, joined, pack, unpack
+from pad.images.hashes import NO_HASHES, Hashes, joined, pack, unpack
+from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.ranges import warn_of_unit_range
 from pad.images.resize import at_side

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from pad.detector import Detector
 from pad.errors import PadError
-from pad.images.identity import NO_HASHES, Hashes, hashes_of, with_hashes
+from pad.images.hashes import NO_HASHES, Hashes
+from pad.images.identity import hashes_of, with_hashes
 from pad.images.imageset import ImageSet
 from pad.images.resize import at_side
 from pad.images.stream import load_all

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 
 from pad.detector import Detector
 from pad.images.decode import batch_tensor
@@ -34,8 +37,6 @@ METRIC_NAMES = {
 
 def write_card(entry: Entry, detector: Detector, summary: Mapping[str, Any], folder: Path) -> None:
     """Writes README.md and summary.json into the model folder."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     write_summary(dict(summary), folder / "summary.json")
     environment = Environment(
         loader=PackageLoader("pad.showing"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -69,8 +70,6 @@ def parameters_of(detector: Detector) -> int:
 
 def front_matter(entry: Entry, summary: Mapping[str, Any]) -> str:
     """The metadata of the card as the hub reads it, YAML without the lines of three dashes."""
-    from huggingface_hub import EvalResult, ModelCardData
-
     results = [
         EvalResult(
             task_type="image-classification",
@@ -155,8 +154,6 @@ def draw_card(detector: Detector, folder: Path, samples: Sequence[str]) -> None:
         folder: of the model.
         samples: paths of images inside it, normal ones first.
     """
-    from matplotlib.figure import Figure
-
     half = len(samples) // 2
     panels = [list(samples[:half][:SHOWN]), list(samples[half:][:SHOWN])]
     figure = Figure(figsize=(8.4, 1.25 * max(map(len, panels)) + 0.5), layout="constrained")
