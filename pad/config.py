@@ -377,7 +377,7 @@ def load_recipe(name_or_file: str) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PadError(f"--config: cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2001-99-99 is a ValueError
+    except Exception as error:  # YAML's library raises far more than its own
         raise PadError(f"--config: {path} is not YAML: {one_line(str(error))}") from None
     if values is None:
         return {}
@@ -398,6 +398,6 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             raise PadError(f"--set takes key=value, not '{word}'")
         try:
             values[key.strip()] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
+        except Exception:  # YAML's library raises far more than its own
             raise PadError(f"--set {key}: {shown(text)} is not a value") from None
     return values

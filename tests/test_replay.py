@@ -39,7 +39,7 @@ from pad.learning.trainer import MemoryImages
 def model(boots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a small model of ankle boots."""
     folder = tmp_path_factory.mktemp("runs") / "boots"
-    settings = ["--set", *SMALL, "layers=relu1_2"]
+    settings = ["--set", *SMALL, "layers=relu1_2", "views=generator"]
     run("train.py", "--data", boots, "--out", folder, "--device", "cpu", "--steps", 150, *settings)
     return folder
 
@@ -83,7 +83,7 @@ def test_kept_latents_are_few_and_spread_over_the_scores() -> None:
 
 def test_mixed_images_come_in_the_order_asked_for() -> None:
     new, old_images = torch.full((3, 1, 2, 2), 0.25), torch.full((2, 1, 2, 2), -0.5)
-    mixed = MixedImages(MemoryImages(new), old_images)
+    mixed = MixedImages(MemoryImages(new), old_images, 2)
     assert len(mixed) == 5
     assert mixed.batch(torch.tensor([3, 0, 4, 1]))[:, 0, 0, 0].tolist() == [-0.5, 0.25, -0.5, 0.25]
     assert mixed.batch(torch.tensor([1])).shape == (1, 1, 2, 2)
@@ -143,7 +143,7 @@ def test_mu_and_sigma_stay_and_what_is_known_of_errors_is_new(
 ) -> None:
     fine_tune(model, trousers, tmp_path / "run", "--steps", 2)
     ours, theirs = (
-        pad.load(path, device="cpu").similarity.state_dict() for path in (tmp_path / "run", model)
+        pad.load(path, device="cpu").generator.similarity.state_dict() for path in (tmp_path / "run", model)
     )
     new = {f"statistics.relu1_2.{name}" for name in ("weight", "components", "units")}
     assert new < theirs.keys()
@@ -211,6 +211,41 @@ def test_nothing_is_calibrated_on_that_an_earlier_model_was_trained_on(
         assert tuned.trained_among(training).all()
         assert not tuned.trained_among(calibration).any()
         before = tuned
+
+
+def test_views_are_fitted_anew_on_what_their_generator_may_not_calibrate_on(
+    boots: Path, grown: Path, tmp_path: Path
+) -> None:
+    """Beside quick views the images that calibrate are fitted on as well, and judged by cross-fitting: so a
+    later `pad calibrate` leaves them out, while fine-tuning, which fits the views anew, may calibrate on
+    them again, but on nothing that the generator was trained on."""
+    settings = ("--set", *SMALL, "layers=relu1_2", "views=[generator,whole]", "view_size=64")
+    run("train.py", "--data", boots, "--out", tmp_path / "a", "--device", "cpu", "--steps", 2, *settings)
+    first = pad.load(tmp_path / "a", device="cpu")
+    images = resolve([str(boots)], "train")
+    assert first.trained_on is not None
+    assert (len(first.trained_on), len(first.fitted_on)) == (70, 120)
+    assert first.trained_among(images).all()
+    assert first.trained_among(images, views=False).sum() == 70
+    with pytest.raises(PadError, match="trained on 120 of the 120 images"):
+        first.calibrate(images)
+    # An image that the generator was trained on is refused even where the views are cross-fitted.
+    training, calibration = split_images(images, first.config)
+    with pytest.raises(PadError, match="trained on 70 of the 70 images"):
+        first.calibrate(training, quick_scores=np.ones((70, 1), np.float32))
+    assert first.calibrate(calibration, quick_scores=np.ones((50, 1), np.float32)).caveat is None
+
+    fine_tune(tmp_path / "a", grown, tmp_path / "b", "--steps", 2, "--replay", "none")
+    second = pad.load(tmp_path / "b", device="cpu")
+    training, calibration = split_images(resolve([str(grown)], "train"), second.config, first.trained_on)
+    assert not pixels(calibration) & pixels(split_images(images, first.config)[0])
+    assert second.calibration is not None
+    assert len(second.calibration) == len(calibration) == 50
+    assert second.trained_among(training, views=False).all()
+    assert not second.trained_among(calibration, views=False).any()
+    assert second.trained_among(calibration).all()
+    quality = second.card["fine_tuning"]["quality"]
+    assert quality["new"]["after"]["mean_score"] == pytest.approx(second.calibration.scores.mean(), abs=1e-4)
 
 
 def test_replayed_images_that_were_trained_on_calibrate_nothing(

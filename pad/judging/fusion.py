@@ -53,8 +53,9 @@ class Fusion:
         return (_logs(scores) - self.mean) / self.deviation
 
     def fuse(self, scores: ArrayLike) -> NDArray[np.float32]:
-        """A(x), (n,) float32, of scores (n, v); higher is more anomalous."""
-        fused = np.logaddexp.reduce(self.standardized(scores) + np.log(self.weights), axis=1)
+        """A(x), (n,) float32, of scores (n, v); higher is more anomalous, and NaN where a view's is."""
+        with np.errstate(invalid="ignore"):
+            fused = np.logaddexp.reduce(self.standardized(scores) + np.log(self.weights), axis=1)
         return fused.astype(np.float32)
 
     @classmethod

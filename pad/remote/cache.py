@@ -24,12 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import filelock
+from tqdm import tqdm
+
+from pad import __version__
 from pad.errors import PadError, shown
-from pad.remote.http import Cut, Deadline, Refused, ServerError, ask
+from pad.remote.http import SECONDS, Cut, Deadline, Refused, ServerError, ask
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-SECONDS = "PAD_HUB_SECONDS"  # environment: how long the hub may take, besides what the files' sizes allow
 _SECONDS = 60.0
 SLOWEST = 1 << 16  # bytes a second
 _ATTEMPTS = 4  # at a file whose connection is cut
@@ -175,8 +178,6 @@ def _url(repo: str, revision: str, name: str) -> str:
 def _headers() -> dict[str, str]:
     from huggingface_hub.utils import build_hf_headers
 
-    from pad import __version__
-
     return build_hf_headers(library_name="pad", library_version=__version__)
 
 
@@ -216,8 +217,6 @@ def _receive_all(url: str, file: Remote, part: Path, deadline: Deadline) -> None
 @contextlib.contextmanager
 def _lock(cache: Cache, file: Remote, deadline: Deadline) -> Iterator[None]:
     """The lock that the hub's client takes as well. Raises ServerError if others keep it too long."""
-    import filelock
-
     path = cache.root / ".locks" / cache.folder.name / f"{file.digest}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -231,8 +230,6 @@ def _lock(cache: Cache, file: Remote, deadline: Deadline) -> Iterator[None]:
 
 def _receive(url: str, file: Remote, part: Path, deadline: Deadline) -> None:
     """The rest of a file, behind what `part` holds of it. Raises Cut if it breaks off."""
-    from tqdm import tqdm
-
     done = part.stat().st_size if part.exists() else 0
     if done > file.size:
         done = 0

@@ -318,6 +318,6 @@ class _StrictLoader(yaml.SafeLoader):
 def _parse_config(content: bytes, path: Path) -> Any:
     try:
         return yaml.load(content.decode("utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+    except Exception as error:  # of the library, by far not only its own
         reason = "nested too deeply" if isinstance(error, RecursionError) else one_line(str(error))
         raise PadError(f"{path} is not plain YAML: {reason}") from None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 DIRECTIONS = 128
 _LEAST_VARIANCE = 1e-9  # of features of unit length
+_RANK = 1e-10  # of the largest variance: what lies below comes from rounding
 
 
 class Gaussian(nn.Module):
@@ -52,14 +53,14 @@ class Gaussian(nn.Module):
         n, c = centred.shape
         shrinkage = float(ledoit_wolf_shrinkage(centred.numpy(), assume_centered=True))
         mean_variance = float(centred.square().sum() / (n * c))
-        k = min(self.most_directions, n - 1, c - 1)
-        eigenvalues, vectors = _principal(centred, k)
+        eigenvalues, vectors = _principal(centred, min(self.most_directions, n - 1, c - 1))
+        k = len(eigenvalues)
         left_over = (mean_variance * c - float(eigenvalues.sum())) / (c - k)
 
         def shrunk(variance: Tensor | float) -> Tensor | float:
             return (1 - shrinkage) * variance + shrinkage * mean_variance + _LEAST_VARIANCE
 
-        self.directions = vectors.half()
+        self.directions = vectors.half().contiguous()  # as it is when loaded, so that scores are too
         self.variances = torch.as_tensor(shrunk(eigenvalues)).float()
         self.rest = torch.tensor(shrunk(max(0.0, left_over)), dtype=torch.float32)
         return self
@@ -74,11 +75,15 @@ class Gaussian(nn.Module):
 
 def _principal(centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues of the covariance of samples (n, c) with mean 0, (k,), the largest first, and
-    their eigenvectors, (k, c), orthonormal; by way of the smaller of the two matrices X Xᵀ and Xᵀ X."""
+    their eigenvectors, (k, c), orthonormal; by way of the smaller of the two matrices X Xᵀ and Xᵀ X.
+
+    They are fewer than k where the samples vary in fewer directions, as they do if some are copies.
+    """
     n, c = centred.shape
     small = centred.T @ centred if n >= c else centred @ centred.T
-    eigenvalues, vectors = (part.flip(-1)[..., :k] for part in torch.linalg.eigh(small / n))
-    eigenvalues = eigenvalues.clamp_min(0)
+    eigenvalues, vectors = (part.flip(-1) for part in torch.linalg.eigh(small / n))
+    k = min(k, int((eigenvalues > _RANK * eigenvalues[0]).sum()))
+    eigenvalues, vectors = eigenvalues[:k], vectors[:, :k]
     if n < c:
-        vectors = (centred.T @ vectors) / (n * eigenvalues).sqrt().clamp_min(1e-12)
+        vectors = (centred.T @ vectors) / (n * eigenvalues).sqrt()
     return eigenvalues, vectors.T

@@ -82,7 +82,7 @@ def _whitening(x: Tensor, kept: int) -> Tensor:
     covariance = torch.from_numpy(ledoit_wolf(x[chosen].double().numpy(), assume_centered=True)[0])
     variances, vectors = torch.linalg.eigh(covariance)
     largest = slice(len(variances) - kept, None)
-    return (vectors[:, largest] / variances[largest].clamp_min(1e-12).sqrt()).float()
+    return (vectors[:, largest] / variances[largest].clamp_min(1e-12).sqrt()).float().contiguous()
 
 
 def _shrunk_covariances(z: Tensor) -> Tensor:
