@@ -534,7 +534,8 @@ def test_calibrate_changes_the_calibration_and_nothing_else(
     assert done.returncode == 0, done.stderr
     before, after = trained / "model", tmp_path / "model"
     ours, theirs = load_file(after / "model.safetensors"), load_file(before / "model.safetensors")
-    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    same = [k for k in theirs if not k.startswith("fusion.")]  # how views are fused is calibrated, too
+    assert all(torch.equal(ours[k], theirs[k]) for k in same)
     assert len(json.loads((after / "calibration.json").read_text())["scores"]) == 40
     assert "note: " not in done.stderr
     done = subprocess.run([*pad, "--version"], capture_output=True, text=True, cwd=ROOT)
