@@ -22,6 +22,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,8 +195,10 @@ def read_model(folder: Path, expected: Expected | None = None) -> ModelFiles:
         try:
             model = _read_files(place, expected)
         except PadError:
-            if before == _identity(_current(folder)):
+            now = _current(folder)  # in the middle of a replacement it lies under another name
+            if now == place and before == _identity(now):
                 raise
+            time.sleep(0.01)
             continue
         if before == _identity(_current(folder)):
             return model
