@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pad.commands.evaluate import score_rows
 from pad.config import BATCH_SIZE, Config, to_mapping
 from pad.devices import pick_device
 from pad.errors import PadError
@@ -23,6 +22,7 @@ from pad.images.stream import load_all
 from pad.judging.metrics import detection_metrics
 from pad.learning.run import finished_detector, split_images, train_detector
 from pad.recipes import build_config
+from pad.scoring import score_rows
 from pad.store.run_folder import RunFolder
 
 HELD_OUT = 0.2  # of the normal images of a folder that has no test images of its own

@@ -43,7 +43,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import pad.learning.trainer
-from pad.commands.evaluate import score_rows
 from pad.config import BATCH_SIZE, Config, from_mapping, load_recipe, parse_assignments
 from pad.detector import Detector
 from pad.devices import pick_device
@@ -56,6 +55,7 @@ from pad.learning.run import load_images, split_images
 from pad.learning.trainer import Trainer, in_batches
 from pad.networks import build_networks
 from pad.recipes import build_config
+from pad.scoring import score_rows
 from pad.similarity.build import build_similarity
 from pad.similarity.relative import RelativePerceptualL1
 from pad.views.generator import GeneratorView

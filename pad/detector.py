@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,22 +20,32 @@ from torch.nn import functional as F
 from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, warn
-from pad.images.identity import NO_HASHES, Hashes, joined, pack, unpack
+from pad.images.decode import ImageError, batch_tensor
+from pad.images.hashes import NO_HASHES, Hashes, joined, pack, unpack
+from pad.images.identity import hashes_of
+from pad.images.imageset import ImageSet
 from pad.images.ranges import warn_of_unit_range
 from pad.images.resize import at_side
+from pad.images.resolve import as_image_set
+from pad.images.stream import Batch, each_batch
 from pad.images.variation import in_variation
 from pad.judging.calibration import Calibration
 from pad.judging.fusion import Fusion
+from pad.judging.map_scale import MapScale, scale_of
+from pad.judging.rows import make_row
+from pad.latents import kept_latents
 from pad.networks import build_networks
+from pad.showing.explanation import EXPLAINED_AT_ONCE, Explanation, make_explanation, pictures_of
+from pad.showing.model_card import model_card
 from pad.similarity.build import Similarity, build_similarity
 from pad.similarity.relative import RelativePerceptualL1
+from pad.store.hub import resolve_model
+from pad.store.model_folder import read_model, write_model
+from pad.store.weights import TensorSpec
+from pad.views.examined import Examined
 from pad.views.features import Features
 from pad.views.generator import GeneratorView, smooth
 from pad.views.quick import QuickViews, build_quick
-
-if TYPE_CHECKING:
-    from pad.showing.explanation import Explanation
-    from pad.store.weights import TensorSpec
 
 Result = TypeVar("Result")
 
@@ -45,16 +55,6 @@ _FUSION = ("fusion.mean", "fusion.deviation", "fusion.weights")  # in model.safe
 MAP_SIDE = 64  # pixels of the maps that the quick views make
 EXPLAINED_IMAGES = 256  # which say what the generator is worth
 _PLACED = 32  # numbers that place an image in a map of images, where there is no latent
-
-
-class Examined(NamedTuple):
-    """All that the detector says of a batch of n images, float32 on the CPU."""
-
-    scores: Tensor  # (n,), higher is more anomalous
-    nearest: Tensor  # (n, channels, s, s) in [-1, 1]: the nearest image that is normal
-    maps: Tensor  # (n, s, s) >= 0: where they differ from what is normal
-    latents: Tensor  # (n, d * r * r): E(x); without a generator, where the image lies among deep features
-    views: Tensor  # (n, v): the score in each view, in the order of `Detector.views`
 
 
 class Detector:
@@ -288,15 +288,9 @@ class Detector:
 
     def _explanations(self, images: Any, fpr: float, confidence: float | None) -> Iterator[Explanation]:
         """One after the other, in flat memory."""
-        from pad.images.decode import batch_tensor
-        from pad.judging.map_scale import scale_of
-        from pad.judging.rows import make_row
-        from pad.showing.explanation import BATCH_SIZE as SHOWN_AT_ONCE
-        from pad.showing.explanation import make_explanation, pictures_of
-
         config, scale = self.config, scale_of(self.calibration)
         iterator = pictures_of(images)
-        while chunk := list(islice(iterator, SHOWN_AT_ONCE)):
+        while chunk := list(islice(iterator, EXPLAINED_AT_ONCE)):
             examined = self.examine(batch_tensor([given for _, given in chunk], config))
             for (picture, given), score, nearest, anomaly_map, views in zip(
                 chunk,
@@ -320,9 +314,6 @@ class Detector:
 
         Raises PadError for what are no images (see `fit`).
         """
-        from pad.images.identity import hashes_of
-        from pad.images.resolve import as_image_set
-
         if isinstance(images, np.ndarray) and images.dtype.kind == "f":
             images = torch.from_numpy(images)
         single = isinstance(images, str | Path) or not hasattr(images, "__len__")
@@ -349,8 +340,6 @@ class Detector:
         too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the
         same. Warns as `score` does.
         """
-        from pad.judging.map_scale import MapScale
-
         warn_of_unit_range(images)
         extra = dict(extra or {})
         if self.trained_on is not None:
@@ -394,8 +383,6 @@ class Detector:
     ) -> Calibration:
         """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents,
         and the share of their differences that the generator explains."""
-        from pad.latents import kept_latents
-
         measured: dict[str, Any] = dict(extra)
         self.fusion = Fusion.fit(self.views, views, explained) if len(self.views) > 1 else None
         scores = self.fused(torch.from_numpy(views))
@@ -416,10 +403,6 @@ class Detector:
 
     def _each_batch(self, function: Callable[[Tensor], Result], images: Any) -> Iterator[Result]:
         """`function` of all images, batch by batch in order."""
-        from pad.images.decode import ImageError
-        from pad.images.imageset import ImageSet
-        from pad.images.stream import Batch, each_batch
-
         if not isinstance(images, ImageSet):
             size = fitting_batch(self.config, BATCH_SIZE)
             workers = lanes(self.device, size)
@@ -433,8 +416,6 @@ class Detector:
         return each_batch(of_readable, images, self.config, self.device, BATCH_SIZE)
 
     def _batches(self, images: Any, size: int) -> Iterator[Tensor]:
-        from pad.images.decode import batch_tensor
-
         if isinstance(images, np.ndarray | Tensor):
             for start in range(0, len(images), size):
                 yield batch_tensor(images[start : start + size], self.config, first=start)
@@ -451,9 +432,6 @@ class Detector:
     def save(self, folder: str | Path, readme: str | None = None) -> None:
         """Writes a model folder (DESIGN: model.safetensors, config.yaml, calibration.json, README.md), whole
         or not at all. Raises PadError if it cannot be written."""
-        from pad.showing.model_card import model_card
-        from pad.store.model_folder import write_model
-
         tensors: dict[str, Tensor] = {}
         if self.generator is not None:
             tensors |= {**self.generator.networks.state_dict(), **_statistics(self.generator.similarity)}
@@ -470,7 +448,11 @@ class Detector:
             calibration["extra"]["trained_on"] = pack(self.trained_on)
         if calibration is not None and len(self.fitted_on):
             calibration["extra"]["fitted_on"] = pack(self.fitted_on)
-        write_model(Path(folder), tensors, config, calibration, readme or model_card(self))
+        write_model(Path(folder), tensors, config, calibration, readme or self._readme())
+
+    def _readme(self) -> str:
+        side = self.quick.backbone.side if self.quick is not None else None
+        return model_card(self.config, self.card, self.calibration, side)
 
     @classmethod
     def load(
@@ -483,9 +465,6 @@ class Detector:
     ) -> Detector:
         """See `load`. `view_backbone_weights` is a file for the backbone of the quick views; without it, the
         first file is for whichever of the two took its weights from a file."""
-        from pad.store.hub import resolve_model
-        from pad.store.model_folder import read_model
-
         folder = resolve_model(str(model))
         files = read_model(folder, _expected_tensors)
         recorded = files.config.get("view_backbone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -13,8 +14,6 @@ import pad
 
 def versions() -> dict[str, str]:
     """Of everything that decides what a run computes."""
-    from importlib.metadata import version
-
     return {
         "pad": pad.__version__,
         **({"commit": commit} if (commit := _commit()) else {}),

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pad.config import VIEWS, Config, feature_resolutions, from_mapping, load_recipe
 from pad.errors import PadError
-
-if TYPE_CHECKING:
-    from pad.images.imageset import ImageSet
+from pad.images.imageset import ImageSet
 
 DEFAULT_RECIPE = "folder"
 GENERATOR_IMAGES = 100  # from which on the default recipe trains one

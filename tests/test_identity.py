@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pad.images.identity import hashes_of, joined, pack, pixel_hash, unpack, with_hashes
+from pad.images.hashes import joined, pack, unpack
+from pad.images.identity import hashes_of, pixel_hash, with_hashes
 from pad.images.resolve import as_image_set, resolve
 
 

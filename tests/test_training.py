@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pad
 from pad.config import Config
 from pad.errors import PadError
 from pad.images.resolve import resolve
@@ -175,3 +176,11 @@ def test_cached_features_equal_computed_ones(images: MemoryImages) -> None:
 def test_a_loss_that_is_not_finite_is_reported() -> None:
     with pytest.raises(PadError, match="step 7: rec_loss is nan; the last good checkpoint is kept"):
         check_finite({"rec_loss": torch.tensor(float("nan"))}, 7)
+
+
+def test_a_generator_and_quick_views_are_trained_together_on_all_images(boots: Path) -> None:
+    detector = pad.fit(str(boots), recipe(steps=2, views=["generator", "whole"], view_size=64))
+    assert detector.views == ("generator", "whole")
+    assert detector.trained_on is not None
+    # Nothing that either was fitted on calibrates later.
+    assert detector.trained_among(sorted(boots.glob("*.png"))).all()

@@ -19,9 +19,9 @@ from sklearn.datasets import load_digits
 from zoo_process import environment, main, refused, zoo
 
 import pad
-from pad.commands.zoo import verify_model, write_record
 from pad.config import Config, to_mapping
 from pad.errors import PadError
+from pad.registry.verify import verify_model, write_record
 from pad.remote.cache import sha256
 from pad.store.hub import list_models, resolve_model, zoo_names
 from pad.store.index import add_entry, read_index

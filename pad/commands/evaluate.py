@@ -9,21 +9,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from tqdm import tqdm
+from typing import Any
 
 from pad.config import to_mapping
-from pad.detector import Detector, Examined
+from pad.detector import Detector
 from pad.errors import PadError, printable
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
-from pad.images.stream import Batch, each_batch
-from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch, make_row, speaking
+from pad.judging.map_scale import scale_of
+from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch, speaking
 from pad.judging.summary import format_table, summarize, write_summary
-
-if TYPE_CHECKING:
-    from pad.showing.visuals import Visuals
+from pad.scoring import score_batches
+from pad.showing.report import ReportWriter
+from pad.showing.visuals import Visuals
 
 SHOWN = 10  # rows on the terminal
 
@@ -42,14 +40,6 @@ class _Signal(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
-
-
-class Scored(NamedTuple):
-    """A batch of an ImageSet, scored."""
-
-    rows: dict[int, Row]  # by index, in order; also of those that could not be read
-    indices: list[int]  # of the images that `examined` holds
-    examined: Examined | None
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -175,15 +165,11 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
     if not arguments.report and not arguments.explain:
         yield None
         return
-    from pad.judging.map_scale import scale_of
-    from pad.showing.report import ReportWriter
-    from pad.showing.visuals import Visuals
-
     option = "--report" if arguments.report else "--explain"
     if not arguments.out or arguments.out == "-":
         raise PadError(f"{option} writes files: name a folder for them with --out")
     if not arguments.report:
-        yield Visuals(detector, images, None, arguments.explain)
+        yield Visuals(detector.config, detector.calibration, images, None, arguments.explain)
         return
     with ReportWriter(
         Path(arguments.out) / "report.html",
@@ -198,56 +184,7 @@ def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         projection=arguments.projection,
     ) as report:
-        yield Visuals(detector, images, report, arguments.explain)
-
-
-def score_rows(detector: Detector, images: ImageSet, fpr: float, batch_size: int) -> Iterator[Row]:
-    """A row for every image in order."""
-    for batch in score_batches(detector, images, fpr, batch_size):
-        yield from batch.rows.values()
-
-
-def score_batches(
-    detector: Detector,
-    images: ImageSet,
-    fpr: float,
-    batch_size: int,
-    examine: bool = False,
-    confidence: float | None = None,
-) -> Iterator[Scored]:
-    """All images in order, read and scored batch by batch, with a progress bar on a terminal. examine: also
-    what is drawn of them."""
-
-    def look(batch: Batch) -> tuple[Batch, list[float], list[dict[str, float]], Examined | None]:
-        if not batch.indices:
-            return batch, [], [], None
-        examined = detector.examine(batch.tensor) if examine else None
-        views = examined.views if examined else detector.score_views(batch.tensor)
-        return batch, detector.fused(views).tolist(), detector.each_view_p_values(views), examined
-
-    bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)
-    with bar:
-        looked = each_batch(look, images, detector.config, detector.device, batch_size)
-        for batch, scores, views, examined in looked:
-            results: dict[int, Any] = {i: (None, reason, None) for i, reason in batch.errors}
-            judged = zip(batch.indices, scores, views, strict=True)
-            results.update({i: (score, "", p_values) for i, score, p_values in judged})
-            rows = {}
-            for index, (score, error, p_values) in sorted(results.items()):
-                sample = images.samples[index]
-                rows[index] = make_row(
-                    sample.name,
-                    score,
-                    detector.calibration,
-                    fpr,
-                    error,
-                    sample.anomalous,
-                    sample.kind,
-                    confidence,
-                    p_values,
-                )
-            yield Scored(rows, batch.indices, examined)
-            bar.update(len(results))
+        yield Visuals(detector.config, detector.calibration, images, report, arguments.explain)
 
 
 def _tell(

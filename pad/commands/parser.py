@@ -9,10 +9,13 @@ few calibration images for the rate, an unreadable image) and `--fail-on-error` 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+import pad
 from pad.commands.streams import guard
 from pad.config import BATCH_SIZE, MOST_BATCH
 from pad.errors import PadError, printable
@@ -112,6 +115,43 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     _add_device(parser)
 
 
+def _add_zoo(subparsers: Any) -> None:
+    """`zoo` and its own commands."""
+    zoo = subparsers.add_parser(
+        "zoo",
+        help="pretrained models: list, show, download, verify, publish, build",
+        description="Pretrained models: list, show, download, verify, publish, build.",
+    )
+    commands = zoo.add_subparsers(dest="zoo_command", metavar="COMMAND", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--root", type=Path, metavar="DIR", help="another zoo folder than the installed one")
+
+    def add(name: str, module: str, function: str, text: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=text, description=text, parents=[common])
+        parser.set_defaults(run=_run(f"pad.commands.{module}", function))
+        return parser
+
+    add("list", "zoo", "list_command", "a table of the pretrained models")
+    add("show", "zoo", "show_command", "everything about one model").add_argument("name", metavar="NAME")
+    names = add("download", "zoo", "download_command", "fetch models for use without network")
+    names.add_argument(
+        "names", nargs="+", metavar="NAME", help="a name of the list, or hf-hub:ORG/REPO[@REVISION]"
+    )
+    names = add("verify", "verify", "verify", "check files, load, and score the sample images again")
+    names.add_argument("names", nargs="*", metavar="NAME", help="all that are on this machine by default")
+    publish = add("publish", "zoo", "publish_command", "upload a model and its card to the hub")
+    publish.add_argument("model", metavar="MODEL", help="a run folder, a model folder or zoo:NAME")
+    publish.add_argument("repo", metavar="ORG/NAME", help="the repository; created if it is not there")
+    publish.add_argument("--private", action="store_true", help="create it as a private repository")
+    publish.add_argument("--dry-run", action="store_true", help="only show what would be done; no network")
+    build = add("build", "build", "build", "train, measure and write models of the zoo from their recipes")
+    build.add_argument("names", nargs="+", metavar="NAME", help="a line of models.yaml")
+    build.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where run folders "
+                       "lie, to train in or to take finished ones from (default: runs)")  # fmt: skip
+    build.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
+    _add_device(build)
+
+
 def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="run folder, model folder, zoo:NAME or hf-hub:ORG/REPO[@REV]"
@@ -144,8 +184,6 @@ def _run(module: str, name: str) -> Callable[[Arguments], int]:
     """A command, imported only when it runs: `--help` and wrong arguments answer at once."""
 
     def call(arguments: Arguments) -> int:
-        import importlib
-
         return getattr(importlib.import_module(module), name)(arguments)
 
     return call
@@ -202,15 +240,12 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`pad ...`; returns the exit status."""
-    import pad
-    from pad.commands.zoo import add_parser
-
     parser = _Parser(prog="pad", description=pad.__doc__)
     parser.add_argument("--version", action="version", version=f"pad {pad.__version__}")
     subparsers: Any = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add, text) in _COMMANDS.items():
         add(subparsers.add_parser(name, help=text, description=text))
-    add_parser(subparsers)
+    _add_zoo(subparsers)
     return _execute(parser, argv)
 
 

@@ -11,7 +11,8 @@ from pad.config import Config, from_mapping, load_recipe, parse_assignments, to_
 from pad.detector import Detector
 from pad.devices import pick_device
 from pad.errors import PadError
-from pad.images.identity import Hashes, hashes_of, joined
+from pad.images.hashes import Hashes, joined
+from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.judging.calibration import round_up

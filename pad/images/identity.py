@@ -6,8 +6,6 @@ calibrate, and a model remembers what it was trained on, so that nothing is cali
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -15,17 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from pad.config import Config
+from pad.images.decode import ImageError, planes
+from pad.images.hashes import HASH_BYTES, Hashes
 from pad.images.imageset import ImageSet
 
-Hashes = NDArray[np.uint64]
-NO_HASHES: Hashes = np.empty(0, np.uint64)
-
-# Another image is taken for one of a million with a probability of 4e-9; eight characters hold a hash.
-HASH_BYTES = 6
 _AT_A_TIME = 64  # images that a thread hashes in one go
 _WHOLE = Config(channels=3, fit="stretch")
 
@@ -41,8 +35,6 @@ def pixel_hash(image: Image.Image | np.ndarray) -> int:
 
 def _as_seen(image: Image.Image | np.ndarray) -> tuple[np.ndarray, float]:
     """The pixels (H, W) or (H, W, 3), uint8 or float32, and the value that means white."""
-    from pad.images.decode import planes
-
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 2:
         return image, 255.0  # as below, without the detour
     if isinstance(image, Image.Image) and image.mode == "L" and not image.has_transparency_data:
@@ -76,8 +68,6 @@ def with_hashes(images: ImageSet, workers: int = 2, progress: Callable[[int], An
 
 
 def _hash(images: ImageSet, index: int) -> int:
-    from pad.images.decode import ImageError
-
     content = images.contents[index]
     try:
         return pixel_hash(content if isinstance(content, np.ndarray) else images.open(index))
@@ -91,30 +81,3 @@ def hashes_of(images: ImageSet) -> Hashes:
     hashes = with_hashes(images).hashes
     assert hashes is not None
     return hashes
-
-
-def joined(*parts: Hashes) -> Hashes:
-    """All hashes of some sets, sorted, each once."""
-    return np.unique(np.concatenate([NO_HASHES, *parts]))
-
-
-def pack(hashes: Hashes) -> str:
-    """Hashes as text, eight characters each: sorted, little-endian, in base64."""
-    rows = np.sort(hashes).astype("<u8").view(np.uint8).reshape(-1, 8)[:, :HASH_BYTES]
-    return base64.b64encode(rows.tobytes()).decode("ascii")
-
-
-def unpack(text: Any) -> Hashes:
-    """The inverse of `pack`, sorted. Raises ValueError for anything else."""
-    if not isinstance(text, str) or not text.isascii():
-        raise ValueError("not a text")
-    try:
-        content = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None
-    if len(content) % HASH_BYTES:
-        raise ValueError("cut short")
-    rows = np.frombuffer(content, np.uint8).reshape(-1, HASH_BYTES)
-    padded = np.zeros((len(rows), 8), np.uint8)
-    padded[:, :HASH_BYTES] = rows
-    return np.unique(padded.view("<u8").ravel().astype(np.uint64))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pad.errors import printable
+from pad.images.decode import read_image
 
 Purpose = Literal["train", "evaluate"]
 
@@ -62,8 +63,6 @@ class ImageSet:
 
     def open(self, index: int) -> Image.Image:
         """The image as stored, upright. Raises pad.images.decode.ImageError if it cannot be read."""
-        from pad.images.decode import read_image
-
         content, name = self.contents[index], self.samples[index].name
         if isinstance(content, np.ndarray):
             return Image.fromarray(content)

@@ -14,20 +14,18 @@ like what was missed afterwards (coats).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pad.detector import Detector
 from pad.images.imageset import ImageSet
 from pad.images.stream import load_all
 from pad.judging.calibration import Calibration
 from pad.learning.replay import Replay, known_scores, make_replay
-
-if TYPE_CHECKING:
-    from pad.detector import Detector
 
 FPR = 0.05
 PSEUDO_IMAGES = 128  # of the old and of the new normal that are made strange, in both ways

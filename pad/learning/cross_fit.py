@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pad.errors import PadError
-from pad.images.identity import Hashes
+from pad.images.hashes import Hashes
 from pad.judging.calibration import place_in_order
 from pad.views.features import Features, joined
 from pad.views.quick import QuickViews

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from pad.config import BATCH_SIZE, Config
 from pad.detector import Detector
 from pad.errors import PadError
-from pad.images.identity import Hashes, hashes_of
+from pad.images.hashes import Hashes
+from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.resize import at_side
 from pad.images.stream import Batch, each_batch

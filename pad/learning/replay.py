@@ -18,24 +18,23 @@ and for the mixture, the rate is an estimate, and the model's card says so.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pad.detector import Detector
 from pad.errors import PadError
-from pad.images.identity import NO_HASHES, Hashes, hashes_of, with_hashes
+from pad.images.hashes import NO_HASHES, Hashes
+from pad.images.identity import hashes_of, with_hashes
+from pad.images.imageset import ImageSet
 from pad.images.resize import at_side
+from pad.images.stream import load_all
 from pad.judging.calibration import Calibration, calibration_split
 from pad.latents import KEPT_IMAGES, kept_latents
 from pad.learning.trainer import Images, MemoryImages
 from pad.views.generator import GeneratorView
-
-if TYPE_CHECKING:
-    from pad.detector import Detector
-    from pad.images.imageset import ImageSet
 
 NO_REPLAY = "none"  # --replay none: the old normal may be forgotten
 
@@ -138,8 +137,6 @@ def _from_model(old: Detector, count: int) -> Replay:
 
 
 def _from_images(old: Detector, count: int, folder: ImageSet, new: Hashes) -> Replay:
-    from pad.images.stream import load_all
-
     config = old.config
     others = np.flatnonzero(~np.isin(hashes_of(folder := with_hashes(folder)), new))
     if len(others) < 2:

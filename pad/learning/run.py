@@ -24,7 +24,8 @@ from tqdm import tqdm
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
 from pad.errors import PadError, printable
-from pad.images.identity import NO_HASHES, Hashes, hashes_of, joined, with_hashes
+from pad.images.hashes import NO_HASHES, Hashes, joined
+from pad.images.identity import hashes_of, with_hashes
 from pad.images.imageset import ImageSet, joined_sets
 from pad.images.resize import at_side
 from pad.images.resolve import resolve

@@ -9,91 +9,35 @@ zoo/NAME/   the model folder, and beside its four files
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from pad.config import zoo_folder
+from pad.config import parse_assignments, zoo_folder
 from pad.detector import Detector
-from pad.errors import PadError, did_you_mean
+from pad.errors import PadError
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.images.stream import stream
+from pad.judging.metrics import rate
+from pad.judging.summary import summarize
+from pad.learning.run import finished_detector, split_images
+from pad.provenance import hardware
+from pad.recipes import build_config
+from pad.registry.cards import draw_card, write_card
+from pad.registry.entries import Entry
+from pad.registry.verify import write_record
+from pad.scoring import score_rows
 from pad.store.files import CannotWrite, replace_folder
 from pad.store.index import add_entry
 
 SAMPLES = 6  # normal ones, and as many anomalous ones
 RATES = (0.01, 0.05, 0.1, 0.2)  # false-alarm rates that are checked
 FPR = 0.05  # of the flagged shares in the tables
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of `zoo/models.yaml`: what a model is made of."""
-
-    name: str  # "fashion-mnist/bag"
-    title: str
-    data: str  # as train.py and evaluate.py take it
-    licence: str  # as the hub calls it: "mit"
-    about: str  # of the data
-    limits: tuple[str, ...] = ()
-    train: tuple[str, ...] = ()  # further arguments of train.py
-    prepare: str | None = None  # the command that makes the data
-    seed: int = 0
-
-    @property
-    def short_name(self) -> str:
-        """The name of its run folder."""
-        return self.name.rpartition("/")[2]
-
-    def train_arguments(self, run: Path, data_root: str | None, device: str | None) -> list[str]:
-        """Of `pad train`, complete."""
-        arguments = ["--data", self.data, "--out", run.as_posix(), "--seed", str(self.seed), *self.train]
-        for option, value in (("--data-root", data_root), ("--device", device)):
-            arguments += [option, value] if value else []
-        return arguments
-
-
-def read_entries(root: Path | None = None) -> dict[str, Entry]:
-    """The lines of `models.yaml` by name: of the zoo `root`, or the installed one if that has none.
-
-    Raises PadError for a file that is not of the form that its head describes.
-    """
-    path = (root or zoo_folder()) / "models.yaml"
-    if not path.is_file():
-        path = zoo_folder() / "models.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        entries = {}
-        for name, values in content["models"].items():
-            merged = {**content["groups"][name.partition("/")[0]], **values}
-            lists = {key: tuple(map(str, merged.get(key, ()))) for key in ("limits", "train")}
-            entries[name] = Entry(name=name, **{**merged, **lists})
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PadError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise PadError(f"{path}: an entry is not as the head of the file says ({error})") from None
-    return entries
-
-
-def build_command(args: argparse.Namespace) -> int:
-    """`pad zoo build NAME...`: each model in turn."""
-    entries = read_entries(args.root)
-    for name in args.names:
-        if name not in entries:
-            hint = did_you_mean(name, entries) or f"; known: {', '.join(entries)}"
-            raise PadError(f"no recipe for a zoo model '{name}'{hint}")
-    for name in args.names:
-        folder = build(entries[name], args.runs, args.root, args.data_root, args.device)
-        print(f"{name}: {folder}", flush=True)
-    return 0
 
 
 def build(
@@ -110,8 +54,6 @@ def build(
 
     Returns its folder. Raises PadError if the data is not there, or the run is of other images or settings.
     """
-    from pad.registry.cards import draw_card, write_card
-
     root = root or zoo_folder()
     detector = trained(entry, runs / entry.short_name, data_root, device)
     images = _images(entry, "evaluate", data_root)
@@ -146,9 +88,6 @@ def trained(entry: Entry, run: Path, data_root: str | None, device: str) -> Dete
     """
     from pad.commands.parser import train_arguments
     from pad.commands.train import train
-    from pad.config import parse_assignments
-    from pad.learning.run import finished_detector, split_images
-    from pad.recipes import build_config
 
     images = _images(entry, "train", data_root)
     arguments = train_arguments(entry.train_arguments(run, data_root, device))
@@ -182,11 +121,6 @@ def measure(detector: Detector, images: ImageSet) -> dict[str, Any]:
     - `false_alarm_check`: for each promised rate the rate on the normal test images, with its interval;
     - `speed`: `images_per_second` in batches of 64 that are in memory, best of five, and the `hardware`.
     """
-    from pad.commands.evaluate import score_rows
-    from pad.judging.metrics import rate
-    from pad.judging.summary import summarize
-    from pad.learning.run import hardware
-
     calibration = detector.calibration
     assert calibration is not None
     rows = list(score_rows(detector, images, FPR, 64))
@@ -248,8 +182,6 @@ def _draw(images: ImageSet, seed: int) -> list[int]:
 
 def _record(folder: Path, samples: Sequence[str]) -> None:
     """verify.json, from the model as it is read back on a CPU."""
-    from pad.commands.zoo import write_record
-
     scores = Detector.load(folder, "cpu").score([folder / name for name in samples])
     write_record(folder, {name: float(f"{s:.6g}") for name, s in zip(samples, scores.tolist(), strict=True)})
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from pad.detector import Detector
+from pad.images.decode import batch_tensor
+from pad.judging.calibration import Calibration
+from pad.judging.map_scale import scale_of
 from pad.judging.metrics import METRICS
 from pad.judging.summary import write_summary
+from pad.registry.entries import Entry
 from pad.store.files import atomic
 from pad.store.model_folder import CARD, WEIGHTS
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pad.detector import Detector
-    from pad.judging.calibration import Calibration
-    from pad.registry.build import Entry
 
 PICTURE = "card.png"
 SIGNIFICANCE = 0.05  # how often chance alone may make the card speak of a shift
@@ -34,8 +37,6 @@ METRIC_NAMES = {
 
 def write_card(entry: Entry, detector: Detector, summary: Mapping[str, Any], folder: Path) -> None:
     """Writes README.md and summary.json into the model folder."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     write_summary(dict(summary), folder / "summary.json")
     environment = Environment(
         loader=PackageLoader("pad.showing"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -69,8 +70,6 @@ def parameters_of(detector: Detector) -> int:
 
 def front_matter(entry: Entry, summary: Mapping[str, Any]) -> str:
     """The metadata of the card as the hub reads it, YAML without the lines of three dashes."""
-    from huggingface_hub import EvalResult, ModelCardData
-
     results = [
         EvalResult(
             task_type="image-classification",
@@ -155,11 +154,6 @@ def draw_card(detector: Detector, folder: Path, samples: Sequence[str]) -> None:
         folder: of the model.
         samples: paths of images inside it, normal ones first.
     """
-    from matplotlib.figure import Figure
-
-    from pad.images.decode import batch_tensor
-    from pad.judging.map_scale import scale_of
-
     half = len(samples) // 2
     panels = [list(samples[:half][:SHOWN]), list(samples[half:][:SHOWN])]
     figure = Figure(figsize=(8.4, 1.25 * max(map(len, panels)) + 0.5), layout="constrained")

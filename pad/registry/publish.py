@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pad import __version__
 from pad.config import Config
 from pad.errors import PadError, printable, shown
 from pad.remote.cache import COMMIT, SLOWEST, time_limit
@@ -138,8 +139,6 @@ def upload(publication: Publication) -> str:
 
 def _send(publication: Publication) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
-
-    from pad import __version__
 
     api = HfApi(library_name="pad", library_version=__version__)
     api.create_repo(publication.repo, private=publication.private, exist_ok=True)

@@ -24,6 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import filelock
+from tqdm import tqdm
+
+from pad import __version__
 from pad.errors import PadError, shown
 from pad.remote.http import SECONDS, Cut, Deadline, Refused, ServerError, ask
 
@@ -174,8 +178,6 @@ def _url(repo: str, revision: str, name: str) -> str:
 def _headers() -> dict[str, str]:
     from huggingface_hub.utils import build_hf_headers
 
-    from pad import __version__
-
     return build_hf_headers(library_name="pad", library_version=__version__)
 
 
@@ -215,8 +217,6 @@ def _receive_all(url: str, file: Remote, part: Path, deadline: Deadline) -> None
 @contextlib.contextmanager
 def _lock(cache: Cache, file: Remote, deadline: Deadline) -> Iterator[None]:
     """The lock that the hub's client takes as well. Raises ServerError if others keep it too long."""
-    import filelock
-
     path = cache.root / ".locks" / cache.folder.name / f"{file.digest}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -230,8 +230,6 @@ def _lock(cache: Cache, file: Remote, deadline: Deadline) -> Iterator[None]:
 
 def _receive(url: str, file: Remote, part: Path, deadline: Deadline) -> None:
     """The rest of a file, behind what `part` holds of it. Raises Cut if it breaks off."""
-    from tqdm import tqdm
-
     done = part.stat().st_size if part.exists() else 0
     if done > file.size:
         done = 0

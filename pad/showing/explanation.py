@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pad.config import Config
+from pad.images.decode import read_image
 from pad.images.geometry import Box, seen_box
+from pad.images.imageset import ImageSet
 from pad.judging.map_scale import MapScale
 from pad.judging.rows import ANOMALY, speaking
 from pad.showing.pictures import displayable, to_picture
 from pad.store.files import atomic
 
-BATCH_SIZE = 16  # images explained at a time: they are held at their own resolution
+EXPLAINED_AT_ONCE = 16  # images explained at a time: they are held at their own resolution
 LARGEST_SIDE = 2048  # pixels: a longer picture is explained on a reduced copy
 
 _VERDICT_COLOURS = {"anomaly": (179, 38, 30), "normal": (20, 108, 67), "": (84, 90, 97)}
@@ -104,11 +107,6 @@ def make_explanation(
 
 def pictures_of(images: Any) -> Iterator[tuple[Image.Image, Any]]:
     """Each image as a picture, and as it goes into the model; opened one by one."""
-    import torch
-
-    from pad.images.decode import read_image
-    from pad.images.imageset import ImageSet
-
     if isinstance(images, ImageSet):
         images = map(images.open, range(len(images)))
     elif isinstance(images, str | Path | Image.Image) or not hasattr(images, "__iter__"):

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from pad.detector import Detector
-    from pad.judging.calibration import Calibration
+from pad.config import Config
+from pad.judging.calibration import Calibration
 
 
-def model_card(detector: Detector) -> str:
-    """README.md of a model folder, in Markdown."""
-    config, card = detector.config, detector.card
+def model_card(
+    config: Config, card: Mapping[str, Any], calibration: Calibration | None, side: int | None = None
+) -> str:
+    """README.md of a model folder, in Markdown. side: of the pictures that the quick views see, in pixels;
+    the other arguments are as the attributes of a `Detector`."""
     data, training = card.get("data", {}), card.get("training", {})
-    side = config.input_side
+    read = config.input_side
     rows = {
         "normal images": f"{data.get('images', '?')} from `{data.get('source', '?')}`",
-        "input": f"{side}x{side}, {'grey' if config.channels == 1 else 'colour'}",
-        "views": ", ".join(detector.views),
+        "input": f"{read}x{read}, {'grey' if config.channels == 1 else 'colour'}",
+        "views": ", ".join(config.model_views),
     }
-    if detector.quick is not None:
-        backbone = detector.quick.backbone
-        rows["views of features"] = f"{backbone.name} at {backbone.side}x{backbone.side}"
-    if detector.generator is not None:
+    if config.quick_views:
+        rows["views of features"] = f"{config.view_backbone} at {side}x{side}"
+    if config.has_generator:
         similarity = config.similarity
         if similarity == "relative-perceptual-l1":
             similarity += f", {config.backbone} {', '.join(config.layers)}"
@@ -31,15 +32,15 @@ def model_card(detector: Detector) -> str:
     rows |= {
         "trained for": f"{training.get('seconds', 0) / 60:.1f} minutes on {training.get('hardware', '?')}",
         "seed": str(config.seed),
-        "calibrated on": _calibrated_on(detector.calibration)
-        if detector.calibration is not None
+        "calibrated on": _calibrated_on(calibration)
+        if calibration is not None
         else "nothing yet: `pad calibrate MODEL NORMAL_IMAGES`",
     }
     if tuning := card.get("fine_tuning"):
         rows["fine-tuned from"] = (
             f"a model of `{tuning['from'].get('source', '?')}`; replayed: {tuning['replay']}"
         )
-    if detector.calibration is not None and detector.calibration.extra.get("old_normal") == "estimated":
+    if calibration is not None and calibration.extra.get("old_normal") == "estimated":
         rows["calibrated on"] += (
             "; the old model's scores stand for its old normal: there the rate is an estimate"
         )

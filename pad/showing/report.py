@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -281,8 +282,6 @@ class ReportWriter:
 
 def check_projection(name: str) -> None:
     """Raises PadError for an unknown projection, or if UMAP is asked for and not installed."""
-    from importlib.util import find_spec
-
     if name not in PROJECTIONS:
         raise PadError(f"the map of latents is made by {' or '.join(PROJECTIONS)}, not '{name}'")
     if name == "umap" and find_spec("umap") is None:

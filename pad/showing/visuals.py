@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pad.detector import Detector, Examined
+from pad.config import Config
 from pad.errors import PadError
 from pad.images.decode import ImageError, read_image
 from pad.images.geometry import seen_box
 from pad.images.imageset import ImageSet
+from pad.judging.calibration import Calibration
 from pad.judging.map_scale import scale_of
 from pad.judging.metrics import PixelMetrics
 from pad.judging.rows import Row
 from pad.showing.explanation import align_map, box_on, make_explanation, write_pictures
 from pad.showing.pictures import reduced_size, reduction, to_picture
 from pad.showing.report import ReportWriter
+from pad.views.examined import Examined
 
 MASK_SIDE = 4096  # pixels: larger masks are compared at a reduced size
 
@@ -29,9 +31,10 @@ MASK_SIDE = 4096  # pixels: larger masks are compared at a reduced size
 class Visuals:
     """Collects, batch by batch and in flat memory, what is drawn at the end.
 
-    report: where pictures for a page go, or None. explain: how many of the most anomalous images get
-    pictures of their own. `pixels` holds maps against masks, or None where the images have no masks.
-    Labels and masks are only compared with results, which do not depend on them.
+    config, calibration: of the model. report: where pictures for a page go, or None. explain: how many of the
+    most anomalous images get pictures of their own. `pixels` holds maps against masks, or None where the
+    images have no masks. Labels and masks are only compared with results, which do not depend on
+    them.
 
     Nothing that fails in drawing touches a score: an image that cannot be drawn, a mask that cannot be used
     and a file that cannot be written are named in `failures`, and the rest goes on.
@@ -39,14 +42,15 @@ class Visuals:
 
     def __init__(
         self,
-        detector: Detector,
+        config: Config,
+        calibration: Calibration | None,
         images: ImageSet,
         report: ReportWriter | None = None,
         explain: int | None = None,
     ) -> None:
-        self._detector, self._images = detector, images
+        self._config, self._images = config, images
         self._report, self._explain = report, explain or 0
-        self._scale = scale_of(detector.calibration)
+        self._scale = scale_of(calibration)
         self._kept: list[tuple[float, int, Image.Image, np.ndarray]] = []  # heap of the most anomalous
         masked = any(sample.mask is not None for sample in images.samples)
         self.pixels = PixelMetrics() if masked and (report or explain) else None
@@ -106,7 +110,7 @@ class Visuals:
 
     def _add_mask(self, index: int, row: Row, image: Image.Image, anomaly_map: np.ndarray) -> None:
         """A defect whose mask is missing is left out: it is not known where it is."""
-        sample, config = self._images.samples[index], self._detector.config
+        sample, config = self._images.samples[index], self._config
         if self.pixels is None or sample.anomalous is None or (sample.anomalous and sample.mask is None):
             return
         with self._told(f"no mask for {row.path}"):
@@ -146,7 +150,7 @@ class Visuals:
                 self._images.open(index),
                 nearest,
                 anomaly_map,
-                self._detector.config,
+                self._config,
                 row.score or 0.0,
                 row.p_value,
                 row.verdict,

@@ -32,6 +32,7 @@ from pad.config import zoo_folder
 from pad.errors import PadError, one_line, shown
 from pad.remote.cache import sha256
 from pad.store.files import atomic
+from pad.store.model_folder import check_inside, read_model
 
 FORMAT = 1
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
@@ -134,8 +135,6 @@ def add_entry(
 
     Raises PadError if the model cannot be read, or lies outside the zoo, or a result is missing.
     """
-    from pad.store.model_folder import read_model
-
     root = root or zoo_folder()
     try:
         inside = folder.resolve().relative_to(root.resolve()).as_posix()
@@ -168,8 +167,6 @@ def add_entry(
 def checksums(folder: Path) -> dict[str, str]:
     """sha256 of every file below `folder`, by its path with '/', sorted; hidden files are left out. Raises
     PadError for a link out of it."""
-    from pad.store.model_folder import check_inside
-
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     for path in paths:
         check_inside(folder, path)

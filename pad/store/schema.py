@@ -16,7 +16,7 @@ import msgspec
 
 from pad.config import Config, from_mapping
 from pad.errors import PadError, shown
-from pad.images.identity import unpack
+from pad.images.hashes import unpack
 
 FORMAT = 2  # of config.yaml; a newer one is refused. 1: of the time when there was one view
 MOST_TEXT = 10_000  # characters

@@ -1,0 +1,71 @@
+"""Scoring whole sets of images: a row for each, batch by batch, in flat memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from pad.detector import Detector
+from pad.images.imageset import ImageSet
+from pad.images.stream import Batch, each_batch
+from pad.judging.rows import Row, make_row
+from pad.views.examined import Examined
+
+
+class Scored(NamedTuple):
+    """A batch of an ImageSet, scored."""
+
+    rows: dict[int, Row]  # by index, in order; also of those that could not be read
+    indices: list[int]  # of the images that `examined` holds
+    examined: Examined | None
+
+
+def score_rows(detector: Detector, images: ImageSet, fpr: float, batch_size: int) -> Iterator[Row]:
+    """A row for every image in order."""
+    for batch in score_batches(detector, images, fpr, batch_size):
+        yield from batch.rows.values()
+
+
+def score_batches(
+    detector: Detector,
+    images: ImageSet,
+    fpr: float,
+    batch_size: int,
+    examine: bool = False,
+    confidence: float | None = None,
+) -> Iterator[Scored]:
+    """All images in order, read and scored batch by batch, with a progress bar on a terminal. examine: also
+    what is drawn of them."""
+
+    def look(batch: Batch) -> tuple[Batch, list[float], list[dict[str, float]], Examined | None]:
+        if not batch.indices:
+            return batch, [], [], None
+        examined = detector.examine(batch.tensor) if examine else None
+        views = examined.views if examined else detector.score_views(batch.tensor)
+        return batch, detector.fused(views).tolist(), detector.each_view_p_values(views), examined
+
+    bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)
+    with bar:
+        looked = each_batch(look, images, detector.config, detector.device, batch_size)
+        for batch, scores, views, examined in looked:
+            results: dict[int, Any] = {i: (None, reason, None) for i, reason in batch.errors}
+            judged = zip(batch.indices, scores, views, strict=True)
+            results.update({i: (score, "", p_values) for i, score, p_values in judged})
+            rows = {}
+            for index, (score, error, p_values) in sorted(results.items()):
+                sample = images.samples[index]
+                rows[index] = make_row(
+                    sample.name,
+                    score,
+                    detector.calibration,
+                    fpr,
+                    error,
+                    sample.anomalous,
+                    sample.kind,
+                    confidence,
+                    p_values,
+                )
+            yield Scored(rows, batch.indices, examined)
+            bar.update(len(results))
