@@ -338,7 +338,7 @@ def test_a_model_remembers_many_images_in_little_space(detector: pad.Detector, t
 
 def test_fit_takes_a_whole_config(boots: Path) -> None:
     tuples = {k: tuple(v) for k, v in SMALL.items() if isinstance(v, list)}
-    config = Config(**{**SMALL, "size": 28, "steps": 2, **tuples})
+    config = Config(**{**SMALL, "size": 28, "steps": 2, **tuples, "tolerate": {}})
     assert pad.fit(boots, config, device="cpu").config == config
 
 
