@@ -189,7 +189,7 @@ def read_model(folder: Path, expected: Expected | None = None) -> ModelFiles:
     a newer format, or with anything in it that pad/store/schema.py does not take; a malformed calibration.
     """
     folder = Path(folder)
-    for _ in range(20):  # a writer may replace the folder under us: then read again
+    for _ in range(500):  # a writer may replace the folder under us: then read again
         place = _current(folder)
         before = _identity(place)
         try:
@@ -202,6 +202,7 @@ def read_model(folder: Path, expected: Expected | None = None) -> ModelFiles:
             continue
         if before == _identity(_current(folder)):
             return model
+        time.sleep(0.01)
     raise PadError(f"{folder} keeps changing while it is read: wait for its writer")
 
 
