@@ -41,13 +41,18 @@ def fold_of_each(hashes: Hashes, seed: int = 0, folds: int = FOLDS) -> Tensor:
 
 
 def out_of_fold_scores(
-    views: QuickViews, normal: Features, hashes: Hashes, seed: int = 0, varied: Features | None = None
+    views: QuickViews,
+    normal: Features,
+    hashes: Hashes,
+    seed: int = 0,
+    varied: Features | None = None,
+    teaching: Tensor | None = None,
 ) -> Tensor:
     """The score of each image in each view, (n, views), by a fit on the folds that it is not in.
 
     hashes: of the images, (n,). varied: of the same images in a tolerated variation each, which is in the
-    fold of its image; then both teach, and the variation is judged. Raises PadError if all are copies of one
-    picture.
+    fold of its image; then both teach, and the variation is judged. teaching: which images teach, (n,) bool;
+    by default all. All are judged. Raises PadError if all are copies of one picture.
     """
     judged = normal if varied is None else varied
     fold = fold_of_each(hashes, seed)
@@ -57,7 +62,8 @@ def out_of_fold_scores(
     for held_out in fold.unique():
         # A copy but for the backbone, which no fit changes.
         fitted = copy.deepcopy(views, {id(views.backbone): views.backbone})
-        fitted.fit(taught(normal, varied, fold != held_out))
+        others = fold != held_out
+        fitted.fit(taught(normal, varied, others if teaching is None else others & teaching))
         scores[fold == held_out] = fitted.scores(judged.take(fold == held_out))
     return scores
 
