@@ -19,6 +19,7 @@ from pad.images.resize import at_side
 from pad.images.stream import Batch, each_batch
 from pad.judging.map_scale import MapScale
 from pad.learning.cross_fit import out_of_fold_scores, taught
+from pad.learning.strangers import farthest, find_strangers
 from pad.views.features import Features, joined
 from pad.views.kept import SIDE, KeptNormals
 
@@ -75,29 +76,51 @@ def _thumbnails(x: Tensor) -> Tensor:
     return ((at_side(x, min(SIDE, x.shape[-1])) + 1) * 127.5).round().byte()
 
 
-def fit_quick(detector: Detector, looked: Looked) -> np.ndarray:
-    """Fits the quick views on all that was seen; returns the score of each image in each view, (n, v), by
-    fits that did not see it. Raises PadError for too few images."""
+def strangers_among(looked: Looked, config: Config) -> Tensor:
+    """Which images the views are not to learn, (n,) bool, by the setting `contamination`: a group that stands
+    apart from the others, if there is one (None); none (0); or the share that belongs least."""
+    if config.contamination == 0:
+        return torch.zeros(len(looked.features), dtype=torch.bool)
+    if config.contamination is None:
+        return find_strangers(looked.features, looked.hashes, config.seed).apart
+    return farthest(looked.features, looked.hashes, config.contamination, config.seed)
+
+
+def fit_quick(detector: Detector, looked: Looked, strangers: Tensor) -> np.ndarray:
+    """Fits the quick views on all that was seen, but for `strangers` (n,) bool; returns the score of each
+    image in each view, (n, v), by fits that did not see it. Raises PadError for too few images."""
     quick, config = detector.quick, detector.config
     assert quick is not None
     if len(looked.features) < LEAST_IMAGES:
         raise PadError(
             f"the views take at least {LEAST_IMAGES} normal images; only {len(looked.features)} can be read"
         )
-    scores = out_of_fold_scores(quick, looked.features, looked.hashes, config.seed, looked.varied)
-    quick.fit(taught(looked.features, looked.varied, torch.arange(len(looked.features))))
-    kept = _spread(len(looked.features), config.keep_normals, config.seed)
+    teaching = ~strangers
+    scores = out_of_fold_scores(
+        quick, looked.features, looked.hashes, config.seed, looked.varied, teaching
+    )
+    belonging = teaching.nonzero().flatten()
+    quick.fit(taught(looked.features, looked.varied, belonging))
+    kept = belonging[_spread(len(belonging), config.keep_normals, config.seed)]
     quick.kept = KeptNormals.of(looked.thumbnails[kept], looked.features.take(kept))
     return scores.numpy()
 
 
-def calibrate_quick(detector: Detector, looked: Looked, scores: np.ndarray) -> None:
-    """Calibrates a detector without a generator by the scores that `fit_quick` gave."""
-    seen = looked.features if looked.varied is None else looked.varied
+def calibrating(strangers: Tensor, config: Config) -> Tensor:
+    """Which images calibrate, (n,) bool: all of them, strangers to the fit as well, so that the rate is held
+    whatever they are, if they are normal above all; but where the user says how dirty the folder is, all but
+    that share."""
+    return ~strangers if config.contamination else torch.ones_like(strangers)
+
+
+def calibrate_quick(detector: Detector, looked: Looked, scores: np.ndarray, chosen: Tensor) -> None:
+    """Calibrates a detector without a generator by the scores that `fit_quick` gave, of the images that are
+    `chosen`, (n,) bool."""
+    seen = (looked.features if looked.varied is None else looked.varied).take(chosen)
     maps = (m for part in torch.arange(len(seen)).split(BATCH_SIZE)
             for m in detector.quick_maps(seen.take(part)).numpy())  # fmt: skip
     extra = {"cross_fitted": True, "map_scale": MapScale.from_maps(maps).to_dict()}
-    detector.calibrate_on(scores, None, extra)
+    detector.calibrate_on(scores[chosen.numpy()], None, extra)
 
 
 def most_fitted(config: Config) -> int:
