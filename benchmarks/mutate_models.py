@@ -204,7 +204,7 @@ def trial(seed: str, bases: list[Path], data: Path, place: Path) -> dict[str, An
 
 
 class Tally:
-    """What has come of the folders so far; kept in a file, if there is one, to go on after an interruption."""
+    """What has come of the folders so far; kept in a file, if there is one, to go on from."""
 
     def __init__(self, seed: int, path: Path | None) -> None:
         self.path = path
