@@ -315,7 +315,7 @@ def test_malformed_configs_are_refused(tmp_path: Path) -> None:
     with_config("a: &x [1]\nb: [*x, *x]\n", "alias")
     with_config({"recipe": recipe}, "no 'format: 2' line")
     with_config({"format": True, "recipe": recipe}, "no 'format: 2' line")
-    with_config({"format": 2, "recipe": {"unheard_of": 1}}, "newer pad (format 2", "upgrade pad")
+    with_config({"format": 3, "recipe": {"unheard_of": 1}}, "newer pad (format 3", "upgrade pad")
     with_config({"format": 1}, "no 'recipe'")
     with_config({"format": 1, "recipe": {**recipe, "latentdim": 3}}, "latentdim", "did you mean 'latent_dim'")
     with_config({"format": 1, "recipe": {**recipe, "size": 33}}, "'size' cannot be 33")
