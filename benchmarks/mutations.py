@@ -300,7 +300,7 @@ def tensor_values(folder: Path, random: Random) -> None:
         if random.random() < 0.5:  # one number only
             kept = np.frombuffer(content[first:last], kind).copy()
             if count:
-                kept[random.randrange(count)] = fill
+                kept[random.randrange(count)] = values[0]
             values = kept
         content[first:last] = values.tobytes()
     _write(folder, header, bytes(content))
