@@ -11,7 +11,7 @@ from pad.config import Config, from_mapping, load_recipe, parse_assignments, to_
 from pad.detector import Detector
 from pad.devices import pick_device
 from pad.errors import PadError
-from pad.images.hashes import Hashes, joined
+from pad.images.hashes import joined
 from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
@@ -82,7 +82,15 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
     trained = start.trained_on if start else None
     training, calibration = split_images(images, config, trained, progress=True)
     new = joined(hashes_of(training), hashes_of(calibration))
-    replay = _replay(start, request, before, len(training), new) if start else None
+    if start is not None and start.generator is None and not request["replay"]:
+        raise PadError(
+            "--from: the model has no generator to replay its old normal by: give images of it with "
+            "--replay, or let it be forgotten with --replay none"
+        )
+    old_images = _old_images(request, before) if start else None
+    replay = None
+    if start is not None and config.has_generator and request["replay"] != [NO_REPLAY]:
+        replay = make_replay(start, len(training), old_images, new)
     folder.write_request({**request, "recipe": to_mapping(config)})
     if arguments.resume and checkpoint is None and config.has_generator:
         print(f"{folder.path} has no checkpoint yet: starting from the beginning", file=sys.stderr)
@@ -102,6 +110,7 @@ def _train(arguments: argparse.Namespace, folder: RunFolder) -> int:
         data_root=request["data_root"],
         replay=replay,
         check=check,
+        old_images=old_images,
     )
     _report(detector, folder.path)
     if start is not None:
@@ -249,22 +258,20 @@ def _say_what_was_trained_on(start: Detector, training: ImageSet) -> None:
             "flagged",
             file=sys.stderr,
         )
-    elif before := int(start.trained_among(training).sum()):
+    elif before := int(start.trained_among(training, views=False).sum()):
         print(f"{before} of these were trained on before; none of them calibrates", flush=True)
 
 
-def _replay(
-    start: Detector, request: dict[str, Any], before: dict[str, Any], count: int, new: Hashes
-) -> Replay | None:
-    """What is replayed of the model that is fine-tuned, as many images as there are new ones; the fingerprint
-    of a folder of images is recorded in the request. Raises PadError if it is another replay than before."""
-    none, folder = request["replay"] == [NO_REPLAY], None
-    if request["replay"] and not none:
-        folder = resolve(request["replay"], "train", request["data_root"])
-        request["replay_sha256"] = folder.fingerprint()["sha256"]
+def _old_images(request: dict[str, Any], before: dict[str, Any]) -> ImageSet | None:
+    """Images of what the model that is fine-tuned calls normal, if any were given; their fingerprint is
+    recorded in the request. Raises PadError if it is another replay than before."""
+    images = None
+    if request["replay"] and request["replay"] != [NO_REPLAY]:
+        images = resolve(request["replay"], "train", request["data_root"])
+        request["replay_sha256"] = images.fingerprint()["sha256"]
     if "recipe" in before and _what_is_replayed(before) != _what_is_replayed(request):
         raise PadError("--resume: the run was started with another --replay; give that, or another --out")
-    return None if none else make_replay(start, count, folder, new)
+    return images
 
 
 def _what_is_replayed(request: dict[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -191,6 +192,7 @@ def train_detector(
     data_root: Path | None = None,
     replay: Replay | None = None,
     check: ImageSet | None = None,
+    old_images: ImageSet | None = None,
 ) -> Detector:
     """Trains, calibrates, and (with a folder) keeps checkpoints, samples, a log and the model.
 
@@ -204,6 +206,8 @@ def train_detector(
         start: a trained detector to start from; its mu and sigma stay, so that scores stay comparable.
         replay: images of what `start` calls normal, to train on besides.
         check: anomalies; how many of them `start` finds, and the new detector, is put on its card.
+        old_images: images of what `start` calls normal, on which quick views are fitted besides where there
+            is no generator.
         progress: show progress bars (on a terminal).
 
     Raises:
@@ -215,7 +219,10 @@ def train_detector(
     if minutes is not None and not config.has_generator:
         raise PadError("a time to train for, and no generator to train: leave the time away, or give steps")
     if not config.has_generator:
-        return _fit_views(config, training, device, folder, begun, progress)
+        detector = _fit_views(config, training, device, begun, progress, start, old_images, check)
+        if folder is not None:
+            detector.save(RunFolder(folder).model)
+        return detector
     source, errors = load_images(training, config, progress)
     calibration, more_errors = readable(calibration, config)
     _tell_skipped(errors + more_errors)
@@ -225,7 +232,8 @@ def train_detector(
             f"of {len(training) + len(errors) + len(calibration)} in {training.source} can be read"
         )
     statistics = None
-    if config.statistics != "normal" and start is None:
+    generator = start.generator if start else None  # None beside a start: quick views, which get one now
+    if config.statistics != "normal" and generator is None:
         statistics, _ = load_images(resolve([config.statistics], "evaluate", data_root), config)
     trained = joined(
         hashes_of(training),
@@ -233,10 +241,8 @@ def train_detector(
         start.trained_on if start is not None and start.trained_on is not None else NO_HASHES,
     )
     images = MixedImages(source, replay.training, config.size) if replay else source
-    trainer = Trainer(
-        config, images, device, statistics, start.generator.similarity if start and start.generator else None
-    )
-    if start is not None:
+    trainer = Trainer(config, images, device, statistics, generator.similarity if generator else None)
+    if start is not None and generator is not None:
         start_from(trainer, start)
     card: dict[str, Any] = {
         "versions": versions(),
@@ -262,14 +268,29 @@ def train_detector(
 
 
 def _fit_views(
-    config: Config, images: ImageSet, device: torch.device, folder: Path | None, begun: float, progress: bool
+    config: Config,
+    new: ImageSet,
+    device: torch.device,
+    begun: float,
+    progress: bool,
+    start: Detector | None,
+    old: ImageSet | None,
+    check: ImageSet | None,
 ) -> Detector:
-    """A detector of the quick views alone: fitted, cross-fitted and calibrated on all images."""
+    """A detector of the quick views alone: fitted, cross-fitted and calibrated on all images, those of an old
+    normal among them."""
+    images = new
+    if old is not None:
+        old = with_hashes(old)
+        old = old.subset(np.flatnonzero(~np.isin(hashes_of(old), hashes_of(new))).tolist())
+        images = joined_sets(new, old)
     detector = Detector(config, None, build_quick(config), device)
-    looked = look(detector, fitted_on(images, 0, config), progress)
-    skipped = [f"{images.samples[i].name}: {reason}" for i, reason in looked.errors]
+    fitted = fitted_on(images, 0, config)
+    looked = look(detector, fitted, progress)
+    skipped = [f"{fitted.samples[i].name}: {reason}" for i, reason in looked.errors]
     _tell_skipped(skipped)
-    calibrate_quick(detector, looked, fit_quick(detector, looked))
+    scores = fit_quick(detector, looked)
+    calibrate_quick(detector, looked, scores)
     detector.card = {
         "versions": versions(),
         "data": {
@@ -286,8 +307,17 @@ def _fit_views(
         },
     }
     detector.trained_on, detector.fitted_on = NO_HASHES, hashes_of(images)
-    if folder is not None:
-        detector.save(RunFolder(folder).model)
+    if start is not None:
+        fused = detector.fusion.fuse(scores) if detector.fusion else scores[:, 0]
+        among_new = np.isin(hashes_of(fitted)[looked.indices], hashes_of(new))
+        judged, known = (fused[rows].astype(np.float64) for rows in (among_new, ~among_new))
+        new, _ = readable(new, config)
+        detector.card["fine_tuning"] = {
+            "from": start.card.get("data", {}),
+            "replay": old.source if old else "none",
+            "replayed_images": int((~among_new).sum()),
+            "quality": compare(start, detector, None, new, check, Calibration(judged), known),
+        }
     return detector
 
 
