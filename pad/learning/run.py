@@ -35,6 +35,7 @@ from pad.judging.calibration import Calibration, calibration_split
 from pad.learning.comparison import compare
 from pad.learning.quick import calibrate_quick, fit_quick, fitted_on, look, most_fitted
 from pad.learning.replay import MixedImages, Replay, calibrate_both, generator_of
+from pad.learning.tiles import fit_tiles
 from pad.learning.trainer import (
     CACHE_BYTES,
     Images,
@@ -90,6 +91,7 @@ _FIXED_BY_MODEL = (
     "view_backbone",
     "view_size",
     "input_size",
+    "tile",
 )
 
 
@@ -266,16 +268,20 @@ def _fit_views(
 ) -> Detector:
     """A detector of the quick views alone: fitted, cross-fitted and calibrated on all images."""
     detector = Detector(config, None, build_quick(config), device)
-    looked = look(detector, fitted_on(images, 0, config), progress)
-    skipped = [f"{images.samples[i].name}: {reason}" for i, reason in looked.errors]
+    chosen = fitted_on(images, 0, config)
+    looked = look(detector, chosen, progress)
+    skipped = [f"{chosen.samples[i].name}: {reason}" for i, reason in looked.errors]
     _tell_skipped(skipped)
-    calibrate_quick(detector, looked, fit_quick(detector, looked))
+    if config.tile is None:
+        calibrate_quick(detector, looked, fit_quick(detector, looked))
+    else:
+        fit_tiles(detector, looked, chosen, progress)
     detector.card = {
         "versions": versions(),
         "data": {
             **images.fingerprint(),
-            "images": len(looked.indices),
-            "calibration_images": len(looked.indices),
+            "images": len(set(looked.indices)),
+            "calibration_images": len(set(looked.indices)),
             "skipped": len(skipped),
         },
         "training": {
