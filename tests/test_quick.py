@@ -116,7 +116,7 @@ def test_calibrating_quick_views_on_new_images(
 ) -> None:
     folder, _ = quick
     message = run("calibrate", folder, few, "--out", tmp_path / "model", status=2).stderr
-    assert "24 of 24 images were trained on by this model" in message
+    assert "trained on 24 of the 24 images" in message
     assert not (tmp_path / "model").exists()
     run("calibrate", folder, fashion / "test" / "normal", "--out", tmp_path / "model")
     calibration = json.loads((tmp_path / "model" / "calibration.json").read_text())
