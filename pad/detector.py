@@ -20,14 +20,15 @@ from torch.nn import functional as F
 from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, warn
-from pad.images.decode import ImageError, batch_tensor
+from pad.images.decode import ImageError
 from pad.images.hashes import NO_HASHES, Hashes, joined, pack, unpack
 from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.ranges import warn_of_unit_range
 from pad.images.resize import at_side
 from pad.images.resolve import as_image_set
-from pad.images.stream import Batch, each_batch
+from pad.images.stream import Batch, each_batch, shares
+from pad.images.tiles import Pictures, as_seen
 from pad.images.variation import in_variation
 from pad.judging.calibration import Calibration
 from pad.judging.fusion import Fusion
@@ -46,6 +47,7 @@ from pad.views.examined import Examined
 from pad.views.features import Features
 from pad.views.generator import GeneratorView, smooth
 from pad.views.quick import QuickViews, build_quick
+from pad.views.tiles import largest, stitched
 
 Result = TypeVar("Result")
 
@@ -118,8 +120,10 @@ class Detector:
             raise PadError("the model has no generator: train one with --steps")
         return self.generator.reconstruct(self.for_generator(x))
 
-    def score_views(self, x: Tensor) -> Tensor:
-        """The score in each view, (n, v) float32 on the CPU."""
+    def score_views(self, x: Pictures) -> Tensor:
+        """The score in each view, (n, v) float32 on the CPU; of pictures in tiles, the largest of a tile."""
+        if isinstance(x, list):
+            return torch.stack([largest(picture, self.score_views, self.tiles_at_once) for picture in x])
         columns = []
         if self.generator is not None:
             columns.append(self.generator.score(self.for_generator(x))[:, None])
@@ -127,7 +131,7 @@ class Detector:
             columns.append(self.quick.scores(self._features(x)))
         return torch.cat(columns, 1)
 
-    def score_batch(self, x: Tensor) -> Tensor:
+    def score_batch(self, x: Pictures) -> Tensor:
         """A(x), (n,) float32 on the CPU."""
         return self.fused(self.score_views(x))
 
@@ -140,15 +144,20 @@ class Detector:
             raise PadError("its views are not calibrated; `pad calibrate MODEL NORMAL_IMAGES` does it")
         return torch.from_numpy(self.fusion.fuse(views.numpy()))
 
-    def anomaly_map(self, x: Tensor) -> Tensor:
+    def anomaly_map(self, x: Pictures) -> Tensor:
         """Where the image differs, (n, s, s) float32 >= 0: by *parts*, else by the generator.
 
         It is smoothed: what matters is the region, not the sharpest pixel.
         """
         return self.examine(x).maps
 
-    def examine(self, x: Tensor) -> Examined:
-        """Scores, nearest normal images, anomaly maps and latents in one go, the same as one by one."""
+    def examine(self, x: Pictures) -> Examined:
+        """Scores, nearest normal images, anomaly maps and latents in one go, the same as one by one. Of
+        pictures in tiles, nearest images and maps lie on a grid over the whole (pad/images/canvas.py)."""
+        if isinstance(x, list):
+            at_once, channels = self.tiles_at_once, self.config.channels
+            each = [stitched(picture, self.examine, self._fused_if_known, at_once, channels) for picture in x]
+            return Examined(*(torch.cat(parts) for parts in zip(*each, strict=True)))
         columns, compared = [], None
         if self.generator is not None:
             compared = self.generator.compare(self.for_generator(x))
@@ -157,18 +166,30 @@ class Detector:
             features = self._features(x)
             columns.append(self.quick.scores(features))
         views = torch.cat(columns, 1)
-        scores = self.fused(views) if self.fusion or len(self.views) == 1 else views[:, 0]
         nearest = compared.nearest if compared else self._nearest_kept(x, features)
         latents = compared.latents if compared else self._placed(features)
         if compared is not None and (self.quick is None or "parts" not in self.quick.names):
             maps = compared.maps
         else:
             maps = self.quick_maps(features)
-        return Examined(scores, nearest, maps, latents, views)
+        return Examined(self._fused_if_known(views), nearest, maps, latents, views)
 
-    def varied(self, x: Tensor) -> Tensor:
+    def _fused_if_known(self, views: Tensor) -> Tensor:
+        """`fused`, and before there is a fusion the score in the first view."""
+        return self.fused(views) if self.fusion else views[:, 0]
+
+    @property
+    def tiles_at_once(self) -> int:
+        """How many tiles of a picture are looked at in one go, in each lane."""
+        size, workers = fitting_batch(self.config, BATCH_SIZE), lanes(self.device, BATCH_SIZE)
+        return max(1, size // workers)
+
+    def varied(self, x: Pictures) -> Pictures:
         """Each image in a variation that the recipe tolerates (pad/images/variation.py), on the CPU."""
-        return in_variation(x.cpu(), self.config.tolerate, self.config.seed)
+        tolerate, seed = self.config.tolerate, self.config.seed
+        if isinstance(x, list):
+            return [picture.in_variation(tolerate, seed) for picture in x]
+        return in_variation(x.cpu(), tolerate, seed)
 
     def for_generator(self, x: Tensor) -> Tensor:
         """Images at the size of the networks."""
@@ -290,8 +311,8 @@ class Detector:
         """One after the other, in flat memory."""
         config, scale = self.config, scale_of(self.calibration)
         iterator = pictures_of(images)
-        while chunk := list(islice(iterator, EXPLAINED_AT_ONCE)):
-            examined = self.examine(batch_tensor([given for _, given in chunk], config))
+        while chunk := list(islice(iterator, 1 if self.config.tile else EXPLAINED_AT_ONCE)):
+            examined = self.examine(as_seen([given for _, given in chunk], config))
             for (picture, given), score, nearest, anomaly_map, views in zip(
                 chunk,
                 examined.scores.tolist(),
@@ -401,30 +422,29 @@ class Detector:
             raise PadError("the model has no calibration; make one with `pad calibrate MODEL NORMAL_IMAGES`")
         return self.calibration
 
-    def _each_batch(self, function: Callable[[Tensor], Result], images: Any) -> Iterator[Result]:
+    def _each_batch(self, function: Callable[[Any], Result], images: Any) -> Iterator[Result]:
         """`function` of all images, batch by batch in order."""
         if not isinstance(images, ImageSet):
-            size = fitting_batch(self.config, BATCH_SIZE)
-            workers = lanes(self.device, size)
-            return in_parallel(function, self._batches(images, size // workers), workers)
+            size, workers = shares(self.config, self.device, BATCH_SIZE)
+            return in_parallel(function, self._batches(images, size), workers)
 
         def of_readable(batch: Batch) -> Result:
             for index, reason in batch.errors:
                 raise ImageError(images.samples[index].name, reason)
-            return function(batch.tensor)
+            return function(batch.pictures)
 
         return each_batch(of_readable, images, self.config, self.device, BATCH_SIZE)
 
-    def _batches(self, images: Any, size: int) -> Iterator[Tensor]:
+    def _batches(self, images: Any, size: int) -> Iterator[Pictures]:
         if isinstance(images, np.ndarray | Tensor):
             for start in range(0, len(images), size):
-                yield batch_tensor(images[start : start + size], self.config, first=start)
+                yield as_seen(images[start : start + size], self.config, first=start)
         else:
             if isinstance(images, str | Path) or not hasattr(images, "__iter__"):
                 images = [images]
             iterator, start = iter(images), 0
             while chunk := list(islice(iterator, size)):
-                yield batch_tensor(chunk, self.config, first=start)
+                yield as_seen(chunk, self.config, first=start)
                 start += len(chunk)
 
     # Model folders

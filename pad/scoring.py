@@ -42,8 +42,8 @@ def score_batches(
     def look(batch: Batch) -> tuple[Batch, list[float], list[dict[str, float]], Examined | None]:
         if not batch.indices:
             return batch, [], [], None
-        examined = detector.examine(batch.tensor) if examine else None
-        views = examined.views if examined else detector.score_views(batch.tensor)
+        examined = detector.examine(batch.pictures) if examine else None
+        views = examined.views if examined else detector.score_views(batch.pictures)
         return batch, detector.fused(views).tolist(), detector.each_view_p_values(views), examined
 
     bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)

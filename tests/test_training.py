@@ -65,7 +65,12 @@ def test_same_seed_same_bits_and_another_seed_others(images: MemoryImages) -> No
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"augment_flip": True, "augment_shift": 2, "precision": "bfloat16"}]
+    "settings",
+    [
+        {},
+        {"augment_flip": True, "augment_shift": 2, "precision": "bfloat16"},
+        {"tolerate": {"brightness": 0.2, "rotation": 5.0, "flip": 1.0}},
+    ],
 )
 def test_resumed_equals_uninterrupted(
     images: MemoryImages, tmp_path: Path, settings: dict[str, object]

@@ -55,6 +55,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
                         "brightness=0.2,contrast=0.2,rotation=5,shift=0.05,flip; none: nothing")  # fmt: skip
     parser.add_argument("--check", nargs="+", metavar="DATA", help="with --from: anomalies that the model "
                         "finds; says how many are found before and after")  # fmt: skip
+    parser.add_argument("--tile", type=_positive_int, metavar="PIXELS", help="cut large pictures into "
+                        "overlapping tiles of this side: one verdict a picture")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on where RUN stopped")
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")

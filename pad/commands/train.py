@@ -126,13 +126,16 @@ def _announce(
     checkpoint: dict[str, Any] | None,
 ) -> None:
     """What is seen of the images, what will be done, and which rates can be held afterwards."""
-    seen = f"read at {config.input_side}x{config.input_side}, {'grey' if config.channels == 1 else 'colour'}"
+    tiles = f"cut into overlapping tiles of {config.tile} pixels, " if config.tile else ""
+    seen = f"{tiles}read at {config.input_side}x{config.input_side}, "
+    seen += "grey" if config.channels == 1 else "colour"
     if config.fit == "crop":
         seen += ", cropped to their centre where they are not square"
     if config.tolerate:
         seen += f"; as normal: {describe_tolerance(config.tolerate)}"
     if not config.has_generator:
         later = "; no generator: --resume --steps N adds one" if "generator" in config.views else ""
+        later = "; no generator: it does not look at tiles" if config.tile else later
         print(f"fitting the views {', '.join(config.quick_views)} on {training.describe()} ({seen}){later}")
         judges = min(len(training), most_fitted(config))
     else:
@@ -214,6 +217,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
         ("steps", arguments.steps),
         ("seed", arguments.seed),
         ("tolerate", arguments.tolerate),
+        ("tile", arguments.tile),
     ):
         if value is not None:
             settings[key] = value
@@ -308,6 +312,8 @@ def _to_be_trained(config: Config, settings: dict[str, Any]) -> Config:
     PadError if it is to have none."""
     if not config.steps and settings.get("steps") != 0:
         config = config.replace(steps=Config.steps)
+    if config.tile:
+        raise PadError("--minutes trains a generator, which does not look at tiles: leave it or --tile away")
     if not config.has_generator:
         raise PadError(
             "--minutes trains a generator, and the recipe has none (settings 'views' and 'steps'): leave one "

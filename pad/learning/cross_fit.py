@@ -11,6 +11,7 @@ measured is the rate asked (docs/photographs.md), since a fit on n images differ
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -43,23 +44,30 @@ def fold_of_each(hashes: Hashes, seed: int = 0, folds: int = FOLDS) -> Tensor:
 def out_of_fold_scores(
     views: QuickViews, normal: Features, hashes: Hashes, seed: int = 0, varied: Features | None = None
 ) -> Tensor:
-    """The score of each image in each view, (n, views), by a fit on the folds that it is not in.
+    """The score of each image in each view, (n, views), by a fit on the folds that it is not in; with
+    variations of the images (`fits_by_fold`) that of its variation."""
+    judged = normal if varied is None else varied
+    scores = torch.empty(len(normal), len(views.names))
+    for held_out, fitted in fits_by_fold(views, normal, hashes, seed, varied):
+        scores[held_out] = fitted.scores(judged.take(held_out))
+    return scores
+
+
+def fits_by_fold(
+    views: QuickViews, normal: Features, hashes: Hashes, seed: int = 0, varied: Features | None = None
+) -> Iterator[tuple[Tensor, QuickViews]]:
+    """For each fold, which images are in it, (n,) bool, and the views as fitted on all others.
 
     hashes: of the images, (n,). varied: of the same images in a tolerated variation each, which is in the
-    fold of its image; then both teach, and the variation is judged. Raises PadError if all are copies of one
-    picture.
+    fold of its image; then both teach. Raises PadError if all are copies of one picture.
     """
-    judged = normal if varied is None else varied
     fold = fold_of_each(hashes, seed)
     if not fold.any():
         raise PadError(f"all {len(fold)} normal images are copies of one picture; give at least 2 pictures")
-    scores = torch.empty(len(normal), len(views.names))
     for held_out in fold.unique():
         # A copy but for the backbone, which no fit changes.
         fitted = copy.deepcopy(views, {id(views.backbone): views.backbone})
-        fitted.fit(taught(normal, varied, fold != held_out))
-        scores[fold == held_out] = fitted.scores(judged.take(fold == held_out))
-    return scores
+        yield fold == held_out, fitted.fit(taught(normal, varied, fold != held_out))
 
 
 def taught(normal: Features, varied: Features | None, chosen: Tensor) -> Features:

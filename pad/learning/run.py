@@ -36,6 +36,7 @@ from pad.judging.calibration import Calibration, calibration_split
 from pad.learning.comparison import compare
 from pad.learning.quick import calibrate_quick, fit_quick, fitted_on, look, most_fitted
 from pad.learning.replay import MixedImages, Replay, calibrate_both, generator_of
+from pad.learning.tiles import fit_tiles
 from pad.learning.trainer import (
     CACHE_BYTES,
     Images,
@@ -91,6 +92,7 @@ _FIXED_BY_MODEL = (
     "view_backbone",
     "view_size",
     "input_size",
+    "tile",
 )
 
 
@@ -289,14 +291,16 @@ def _fit_views(
     looked = look(detector, fitted, progress)
     skipped = [f"{fitted.samples[i].name}: {reason}" for i, reason in looked.errors]
     _tell_skipped(skipped)
-    scores = fit_quick(detector, looked)
-    calibrate_quick(detector, looked, scores)
+    if config.tile is None:
+        calibrate_quick(detector, looked, fit_quick(detector, looked))
+    else:
+        fit_tiles(detector, looked, fitted, progress)
     detector.card = {
         "versions": versions(),
         "data": {
             **images.fingerprint(),
-            "images": len(looked.indices),
-            "calibration_images": len(looked.indices),
+            "images": len(set(looked.indices)),
+            "calibration_images": len(set(looked.indices)),
             "skipped": len(skipped),
         },
         "training": {

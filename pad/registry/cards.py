@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from pad.detector import Detector
 from pad.images.decode import batch_tensor
+from pad.images.tiles import as_seen
 from pad.judging.calibration import Calibration
 from pad.judging.map_scale import scale_of
 from pad.judging.metrics import METRICS
@@ -161,8 +162,9 @@ def draw_card(detector: Detector, folder: Path, samples: Sequence[str]) -> None:
     parts: Any = figure.subfigures(1, 2)
     for part, names, title in zip(parts, panels, ("normal", "anomalous"), strict=True):
         axes = part.subplots(len(names), 3, squeeze=False)
-        x = batch_tensor([folder / name for name in names], detector.config)
-        examined = detector.examine(x)
+        paths = [folder / name for name in names]
+        x = batch_tensor(paths, detector.config)
+        examined = detector.examine(as_seen(paths, detector.config))
         part.suptitle(title, fontsize=10)
         for row, name in enumerate(names):
             pictures = [_picture(x[row].numpy()), _picture(examined.nearest[row].numpy())]
