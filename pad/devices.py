@@ -77,13 +77,6 @@ def to_device(networks: torch.nn.ModuleDict, device: torch.device) -> torch.nn.M
     return networks.to(device).to(memory_format=torch.channels_last)
 
 
-def cast_similarity(similarity: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Sets the number format of the frozen convolutions of a similarity. Its statistics stay as they are."""
-    backbone = getattr(similarity, "backbone", None)
-    if backbone is not None:
-        backbone.convolutions.to(dtype=dtype, memory_format=torch.channels_last)
-
-
 def lanes(device: torch.device, batch_size: int) -> int:
     """Into how many parts, worked on at the same time, a batch is best divided: one on a GPU; on a CPU, where
     small convolutions gain little from a second thread, up to one a thread."""

@@ -47,8 +47,8 @@ from pad.learning.trainer import (
 )
 from pad.networks import build_networks
 from pad.provenance import hardware, versions
-from pad.similarity.build import Similarity, build_similarity
-from pad.similarity.relative import RelativePerceptualL1
+from pad.similarity.base import Similarity
+from pad.similarity.build import build_similarity
 from pad.store.files import atomic
 from pad.store.model_folder import present, read_model
 from pad.store.run_folder import RunFolder
@@ -683,7 +683,7 @@ def _load(model: Path, device: str, config: Config) -> Detector:
 
 
 def _backbone(similarity: Similarity) -> str | None:
-    return similarity.backbone.fingerprint if isinstance(similarity, RelativePerceptualL1) else None
+    return similarity.backbone_card().get("fingerprint")
 
 
 def _bar(total: int | None, what: str, unit: str, progress: bool) -> Any:

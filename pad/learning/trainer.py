@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pad.config import BATCH_SIZE, Config
-from pad.devices import cast_similarity, pick_precision, to_device
+from pad.devices import pick_precision, to_device
 from pad.errors import PadError
 from pad.images.variation import vary
 from pad.learning.balancing import GradientNormalizer
 from pad.learning.losses import adversarial_loss, critic_loss, gradient_penalty
 from pad.networks import build_networks
-from pad.similarity.build import Similarity, build_similarity
-from pad.similarity.relative import RelativePerceptualL1
+from pad.similarity.base import Similarity
+from pad.similarity.build import build_similarity
 
 CACHE_BYTES = 1 << 30  # features of the training images are kept while they fit in here
 
@@ -101,13 +101,12 @@ class Trainer:
         ).requires_grad_(False)
         self.averaged.eval()
         self.similarity = build_similarity(config).to(device)
-        cast_similarity(self.similarity, self.dtype)
+        self.similarity.cast(self.dtype)
         self._features: list[Tensor] | None = None
-        if isinstance(self.similarity, RelativePerceptualL1):
-            if isinstance(similarity, RelativePerceptualL1):
-                self.similarity.take_statistics(similarity)
-            else:
-                self._fit_similarity(self.similarity, statistics_images)
+        if similarity is not None:
+            self.similarity.take_statistics(similarity)
+        elif self.similarity.keeps_features:
+            self._fit_similarity(statistics_images)
         self.sampler = Sampler(len(images), self.random)
         encoder, generator = self.networks["encoder"], self.networks["generator"]
         self.optimizers = {
@@ -248,7 +247,6 @@ class Trainer:
         with torch.no_grad(), self._autocast():
             if self._features is None:
                 return x, self.similarity.prepare(x)
-            assert isinstance(self.similarity, RelativePerceptualL1)
             return x, self.similarity.standardize([f[indices].to(self.device) for f in self._features])
 
     @property
@@ -268,13 +266,13 @@ class Trainer:
             )
         return vary(x, self.config.tolerate, self.random)
 
-    def _fit_similarity(self, similarity: RelativePerceptualL1, statistics_images: Images | None) -> None:
+    def _fit_similarity(self, statistics_images: Images | None) -> None:
         """mu and sigma; in the same pass the features of the training images are kept, if they fit."""
 
         def features(images: Images, keep: bool) -> Iterator[list[Tensor]]:
             for indices in torch.arange(len(images)).split(64):
                 with torch.no_grad():
-                    batch = similarity.features(images.batch(indices).to(self.device))
+                    batch = self.similarity.features(images.batch(indices).to(self.device))
                 if keep and indices[0] == 0:
                     self._features = self._room_for(batch, len(images))
                 if keep and self._features is not None:
@@ -282,7 +280,7 @@ class Trainer:
                         kept[indices] = f
                 yield batch
 
-        similarity.fit(features(statistics_images or self.images, keep=statistics_images is None))
+        self.similarity.fit(features(statistics_images or self.images, keep=statistics_images is None))
         if statistics_images is not None and not self._augmenting:
             for _ in features(self.images, keep=True):
                 pass

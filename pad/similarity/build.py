@@ -6,10 +6,9 @@ import math
 
 from pad.backbones.vgg import Backbone
 from pad.config import Config
-from pad.similarity.pixel import L1, L2, LPIPS, SSIM, PixelSimilarity
+from pad.similarity.base import Similarity
+from pad.similarity.pixel import L1, L2, LPIPS, SSIM
 from pad.similarity.relative import RelativePerceptualL1
-
-Similarity = RelativePerceptualL1 | PixelSimilarity
 
 
 def build_similarity(config: Config, download: bool = True, pretrained: bool = True) -> Similarity:
