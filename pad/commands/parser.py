@@ -257,13 +257,6 @@ def script(command: str) -> int:
     return _execute(parser, None)
 
 
-def train_arguments(argv: Sequence[str]) -> Arguments:
-    """The arguments of `pad train`, parsed, for programs that call `pad.commands.train.train`."""
-    parser = _Parser(prog="pad train")
-    _add_train(parser)
-    return parser.parse_args(argv)
-
-
 def _execute(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     try:
         guard()

@@ -36,8 +36,6 @@ from pad.latents import KEPT_IMAGES, kept_latents
 from pad.learning.trainer import Images, MemoryImages
 from pad.views.generator import GeneratorView
 
-NO_REPLAY = "none"  # --replay none: the old normal may be forgotten
-
 
 @dataclass(frozen=True)
 class Replay:

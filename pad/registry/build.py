@@ -9,6 +9,7 @@ zoo/NAME/   the model folder, and beside its four files
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pad.config import parse_assignments, zoo_folder
+from pad.config import zoo_folder
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.imageset import ImageSet
@@ -25,6 +26,7 @@ from pad.images.resolve import resolve
 from pad.images.stream import stream
 from pad.judging.metrics import rate
 from pad.judging.summary import summarize
+from pad.learning.plan import carry_out, planned
 from pad.learning.run import finished_detector, split_images
 from pad.provenance import hardware
 from pad.recipes import build_config
@@ -86,19 +88,13 @@ def trained(entry: Entry, run: Path, data_root: str | None, device: str) -> Dete
 
     Raises PadError if the run was made from other images or with other settings than the entry says.
     """
-    from pad.commands.parser import train_arguments
-    from pad.commands.train import train
-
     images = _images(entry, "train", data_root)
-    arguments = train_arguments(entry.train_arguments(run, data_root, device))
-    settings = {**parse_assignments(arguments.set), "seed": entry.seed}
-    if arguments.steps is not None:
-        settings["steps"] = arguments.steps
-    config = build_config(arguments.config, settings, images)
+    request = entry.request(run, data_root, device)
+    config = build_config(request.config, request.settings(), images)
     training, calibration = split_images(images, config)
     if (detector := finished_detector(run, config, training, calibration, device)) is None:
-        arguments.resume = run.is_dir()
-        train(arguments)
+        with planned(dataclasses.replace(request, resume=run.is_dir())) as plan:
+            carry_out(plan, progress=True)
         detector = Detector.load(run, device)
     return detector
 

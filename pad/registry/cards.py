@@ -5,7 +5,6 @@ Every number in it comes from the evaluation.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,9 +49,7 @@ def write_card(entry: Entry, detector: Detector, summary: Mapping[str, Any], fol
         calibration=len(detector.calibration or ()),
         summary=summary,
         metrics=METRIC_NAMES,
-        train_command=shlex.join(
-            ["python", "train.py", *entry.train_arguments(Path("runs") / entry.short_name, None, None)]
-        ),
+        train_command=entry.request(Path("runs") / entry.short_name).command(),
         size=(folder / WEIGHTS).stat().st_size,
         parameters=parameters_of(detector),
         picture=PICTURE,
