@@ -35,9 +35,10 @@ def score_batches(
     batch_size: int,
     examine: bool = False,
     confidence: float | None = None,
+    progress: bool = False,
 ) -> Iterator[Scored]:
-    """All images in order, read and scored batch by batch, with a progress bar on a terminal. examine: also
-    what is drawn of them."""
+    """All images in order, read and scored batch by batch. examine: also what is drawn of them. progress:
+    show a progress bar (on a terminal)."""
 
     def look(batch: Batch) -> tuple[Batch, list[float], list[dict[str, float]], Examined | None]:
         if not batch.indices:
@@ -46,8 +47,8 @@ def score_batches(
         views = examined.views if examined else detector.score_views(batch.tensor)
         return batch, detector.fused(views).tolist(), detector.each_view_p_values(views), examined
 
-    bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)
-    with bar:
+    disable = None if progress else True
+    with tqdm(total=len(images), desc="scoring", unit="image", disable=disable, leave=False) as bar:
         looked = each_batch(look, images, detector.config, detector.device, batch_size)
         for batch, scores, views, examined in looked:
             results: dict[int, Any] = {i: (None, reason, None) for i, reason in batch.errors}

@@ -77,7 +77,8 @@ class TimmBackbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1), persistent=False)
         with _usable(name):
-            self.model = _create(name)
+            with torch.random.fork_rng(devices=[]):  # layers begin with random weights, which nobody sees
+                self.model = _create(name)
             self.strides = [info["reduction"] for info in self.model.feature_info]
             self.local_layers = _local_layers(self.strides)
             self.fingerprint = _fill(self.model, state, name)

@@ -17,6 +17,6 @@ def build(args: argparse.Namespace) -> int:
             hint = did_you_mean(name, entries) or f"; known: {', '.join(entries)}"
             raise PadError(f"no recipe for a zoo model '{name}'{hint}")
     for name in args.names:
-        folder = build_model(entries[name], args.runs, args.root, args.data_root, args.device)
+        folder = build_model(entries[name], args.runs, args.root, args.data_root, args.device, not args.quiet)
         print(f"{name}: {folder}", flush=True)
     return 0

@@ -104,6 +104,7 @@ def _score_and_write(
                 request.batch_size,
                 visuals is not None,
                 request.confidence,
+                not request.quiet,
             ):
                 rows += batch.rows.values()
                 if writer:

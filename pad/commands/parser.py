@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pad
+from pad.commands.logs import add_verbosity, set_up
 from pad.commands.streams import guard
 from pad.config import BATCH_SIZE, MOST_BATCH
 from pad.errors import PadError, printable
@@ -128,6 +129,7 @@ def _add_zoo(subparsers: Any) -> None:
 
     def add(name: str, module: str, function: str, text: str) -> argparse.ArgumentParser:
         parser = commands.add_parser(name, help=text, description=text, parents=[common])
+        add_verbosity(parser)
         parser.set_defaults(run=_run(f"pad.commands.{module}", function))
         return parser
 
@@ -244,7 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"pad {pad.__version__}")
     subparsers: Any = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add, text) in _COMMANDS.items():
-        add(subparsers.add_parser(name, help=text, description=text))
+        command = subparsers.add_parser(name, help=text, description=text)
+        add(command)
+        add_verbosity(command)
     _add_zoo(subparsers)
     return _execute(parser, argv)
 
@@ -254,6 +258,7 @@ def script(command: str) -> int:
     add, text = _COMMANDS[command]
     parser = _Parser(prog=f"{command}.py", description=text)
     add(parser)
+    add_verbosity(parser)
     return _execute(parser, None)
 
 
@@ -262,6 +267,7 @@ def _execute(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
         guard()
         try:
             arguments = parser.parse_args(argv)
+            set_up(arguments)
             return arguments.run(arguments)
         finally:
             sys.stdout.flush()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from pad.commands.requests import request_of
 from pad.detector import Detector
@@ -19,21 +18,20 @@ from pad.tolerance import describe_tolerance
 
 def train(arguments: argparse.Namespace) -> int:
     """`pad train`: data -> run folder."""
-    with planned(request_of(TrainRequest, arguments)) as plan:
-        if plan.request.resume and plan.checkpoint is None and plan.config.has_generator:
-            print(f"{plan.folder.path} has no checkpoint yet: starting from the beginning", file=sys.stderr)
-        _announce(plan)
-        if plan.start is not None:
-            _say_what_was_trained_on(plan.start, plan.training)
-        detector = carry_out(plan, progress=True)
-        _report(detector, plan.folder.path)
-        if plan.start is not None:
-            _report_fine_tuning(detector, plan.replay)
+    talkative = not arguments.quiet
+    with planned(request_of(TrainRequest, arguments), talkative) as plan:
+        if talkative:
+            _announce(plan)
+        detector = carry_out(plan, talkative, stoppable=True)
+        if talkative:
+            _report(detector, plan)
     return 0
 
 
 def _announce(plan: Plan) -> None:
     """What is seen of the images, what will be done, and which rates can be held afterwards."""
+    if plan.request.resume and plan.checkpoint is None and plan.config.has_generator:
+        print(f"{plan.folder.path} has no checkpoint yet: starting from the beginning", file=sys.stderr)
     config, training, checkpoint = plan.config, plan.training, plan.checkpoint
     seen = f"read at {config.input_side}x{config.input_side}, {'grey' if config.channels == 1 else 'colour'}"
     if config.fit == "crop":
@@ -51,6 +49,8 @@ def _announce(plan: Plan) -> None:
             f"{len(plan.calibration)} more are kept for calibration"
         )
     print(f"false-alarm rates can be held from --fpr {round_up(1 / (plan.judges + 1))} up", flush=True)
+    if plan.start is not None:
+        _say_what_was_trained_on(plan.start, plan.training)
 
 
 def _say_what_was_trained_on(start: Detector, training: ImageSet) -> None:
@@ -65,14 +65,16 @@ def _say_what_was_trained_on(start: Detector, training: ImageSet) -> None:
         print(f"{before} of these were trained on before; none of them calibrates", flush=True)
 
 
-def _report(detector: Detector, folder: Path) -> None:
-    training = detector.card["training"]
+def _report(detector: Detector, plan: Plan) -> None:
+    folder, training = plan.folder.path, detector.card["training"]
     done = f"trained for {training['steps']} steps" if training["steps"] else "fitted"
     print(
         f"{done} in {training['seconds'] / 60:.1f} minutes; "
         f"calibrated on {len(detector.calibration.scores) if detector.calibration else 0} normal images"
     )
     print(f"model: {folder / 'model'}\nscore images with: python evaluate.py {folder} IMAGES --out RESULTS")
+    if plan.start is not None:
+        _report_fine_tuning(detector, plan.replay)
 
 
 def _report_fine_tuning(detector: Detector, replay: Replay | None) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -43,12 +42,6 @@ _MOST_PIXELS_A_BYTE, _FEW_PIXELS = 1 << 17, 1 << 22
 _MOST_TILE = 1 << 10  # side of a TIFF's tile that may be larger than the picture
 _BAND = 1 << 22  # pixels of a large picture that are converted at a time
 _TOLERANCE = 1e-3  # by which a float tensor may leave [-1, 1], for the rounding of whoever made it
-
-# read_image() checks the size itself and refuses, and other oddities are either harmless or an error.
-# Pillow's warnings would only be noise beside that, and to silence them around each call
-# (warnings.catch_warnings) is not safe in threads.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ImageError(PadError):

@@ -29,6 +29,7 @@ class EvaluateRequest:
         device: auto, cpu, cuda or mps.
         batch_size: images scored at a time.
         backbone_weights, view_backbone_weights: files of weights.
+        quiet: no progress bar.
         allow_downloads: whether weights of the model's backbones may be downloaded.
 
     Raises:
@@ -53,6 +54,7 @@ class EvaluateRequest:
     backbone_weights: str | None = None
     view_backbone_weights: str | None = None
     allow_downloads: bool = False
+    quiet: bool = False
 
     def __post_init__(self) -> None:
         if self.confidence is not None and self.fdr is not None:

@@ -86,13 +86,13 @@ class Plan:
 
 
 @contextmanager
-def planned(request: TrainRequest) -> Iterator[Plan]:
+def planned(request: TrainRequest, progress: bool = False) -> Iterator[Plan]:
     """The plan of a run whose folder is locked meanwhile. Raises PadError as `make_plan` does, or if another
-    process writes there."""
+    process writes there. progress: show progress bars (on a terminal)."""
     folder = RunFolder(request.out)
     with folder.locked():
         try:
-            yield make_plan(request, folder)
+            yield make_plan(request, folder, progress)
         except CannotWrite as error:
             if not folder.started:
                 raise
@@ -101,8 +101,8 @@ def planned(request: TrainRequest) -> Iterator[Plan]:
             ) from None
 
 
-def carry_out(plan: Plan, progress: bool = False) -> Detector:
-    """Trains as planned, in the folder of the run. progress: show progress bars (on a terminal)."""
+def carry_out(plan: Plan, progress: bool = False, stoppable: bool = False) -> Detector:
+    """Trains as planned, in the folder of the run; see `train_detector`."""
     plan.folder.write_request(plan.record.to_dict())
     return train_detector(
         plan.config,
@@ -117,10 +117,11 @@ def carry_out(plan: Plan, progress: bool = False) -> Detector:
         data_root=plan.record.data_root,
         replay=plan.replay,
         check=plan.check,
+        stoppable=stoppable,
     )
 
 
-def make_plan(request: TrainRequest, folder: RunFolder) -> Plan:
+def make_plan(request: TrainRequest, folder: RunFolder, progress: bool = False) -> Plan:
     """Reads what there is, checks it all, and writes nothing.
 
     Raises PadError for what cannot be done as it is asked for, or goes against what the folder holds.
@@ -151,7 +152,7 @@ def make_plan(request: TrainRequest, folder: RunFolder) -> Plan:
     check_recipe(config, start, record.data_root)
     check = _anomalies(record, config) if record.check else None
     trained = start.trained_on if start else None
-    training, calibration = split_images(images, config, trained, progress=True)
+    training, calibration = split_images(images, config, trained, progress)
     replay = None
     if start is not None:
         new = joined(hashes_of(training), hashes_of(calibration))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
-from pad.errors import PadError, printable
+from pad.errors import PadError
 from pad.images.hashes import NO_HASHES, Hashes, joined
 from pad.images.identity import hashes_of, with_hashes
 from pad.images.imageset import ImageSet, joined_sets
@@ -54,6 +54,8 @@ from pad.store.model_folder import present, read_model
 from pad.store.run_folder import RunFolder
 from pad.views.generator import GeneratorView
 from pad.views.quick import build_quick
+
+log = logging.getLogger(__name__)
 
 MINIMUM_IMAGES = 8
 GRID_COLUMNS = 8
@@ -191,6 +193,7 @@ def train_detector(
     data_root: Path | None = None,
     replay: Replay | None = None,
     check: ImageSet | None = None,
+    stoppable: bool = False,
 ) -> Detector:
     """Trains, calibrates, and (with a folder) keeps checkpoints, samples, a log and the model.
 
@@ -205,11 +208,13 @@ def train_detector(
         replay: images of what `start` calls normal, to train on besides.
         check: anomalies; how many of them `start` finds, and the new detector, is put on its card.
         progress: show progress bars (on a terminal).
+        stoppable: SIGINT and SIGTERM stop it between two steps, once it has saved itself; for that it takes
+            the place of the process's own handlers while it runs. Only with a folder.
 
     Raises:
         PadError: too few readable images, settings that do not fit (`minutes` without a generator, say), or a
             loss that is no longer finite.
-        Interrupted: SIGINT or SIGTERM came, and the run was saved; only with a folder.
+        Interrupted: SIGINT or SIGTERM came, and the run was saved.
     """
     begun = time.monotonic()
     if minutes is not None and not config.has_generator:
@@ -255,7 +260,7 @@ def train_detector(
         }
     run_folder = None if folder is None else RunFolder(folder)
     run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, trained, start, replay, check)
-    run.training_images = training
+    run.training_images, run.stoppable = training, stoppable and folder is not None
     if checkpoint is not None:
         run.resume(checkpoint)
     return run.run()
@@ -293,9 +298,9 @@ def _fit_views(
 
 def _tell_skipped(lines: list[str]) -> None:
     for line in lines[:20]:
-        print(printable(f"skipped {line}"), file=sys.stderr)
+        log.warning("skipped %s", line)
     if len(lines) > 20:
-        print(f"skipped {len(lines) - 20} more", file=sys.stderr)
+        log.warning("skipped %d more", len(lines) - 20)
 
 
 def check_recipe(config: Config, start: Detector | None = None, data_root: Path | None = None) -> None:
@@ -429,6 +434,7 @@ class Run:
         self.begun, self.progress = begun, progress
         self.trained_on, self.start, self.replay, self.check = trained_on, start, replay, check
         self.received: list[int] = []  # signals
+        self.stoppable = False  # by signals
         self.saved: int | None = None  # the step of the newest checkpoint
         self.trained = False  # to the end, and saved
         self.writer: Any = None
@@ -437,7 +443,7 @@ class Run:
 
     def run(self) -> Detector:
         """Trains to the end, or from where `resume` has put it, and makes the model."""
-        with self._signals() if self.folder else contextlib.nullcontext():
+        with self._signals() if self.stoppable else contextlib.nullcontext():
             if not self.trained:
                 self._train()
             elif self.folder is not None and _is_model_of(self.folder, self.trainer.steps_done):
@@ -455,10 +461,11 @@ class Run:
             raise PadError("--resume: this run was trained with other weights of the backbone: give those")
         machine = hardware(self.trainer.device)
         if state.get("hardware", machine) != machine:
-            print(
-                f"this run was begun on {state['hardware']} and goes on with {machine}: the model will not "
-                "be the same as one trained in one go",
-                file=sys.stderr,
+            log.warning(
+                "this run was begun on %s and goes on with %s: the model will not be the same as one trained "
+                "in one go",
+                state["hardware"],
+                machine,
             )
         self.trainer.load_state_dict(state["trainer"])
         self.begun = time.monotonic() - state["elapsed"]
@@ -547,6 +554,7 @@ class Run:
             detector.card["fine_tuning"]["quality"] = quality
         if self.folder is not None:
             detector.save(self.folder.model)
+            log.info("saved the model of step %d", self.trainer.steps_done)
         return detector
 
     def _calibrated(self) -> Detector:
@@ -598,6 +606,7 @@ class Run:
         }
         self.folder.write_checkpoint(self.trainer.steps_done, state)
         self.saved = self.trainer.steps_done
+        log.info("saved the checkpoint of step %d", self.saved)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

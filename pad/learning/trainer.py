@@ -93,9 +93,11 @@ class Trainer:
     ) -> None:
         self.config, self.images, self.device = config, images, device
         self.dtype = pick_precision(config.precision, device)
-        torch.manual_seed(config.seed)
         self.random = torch.Generator().manual_seed(config.seed)
-        self.networks = to_device(build_networks(config), device)
+        with torch.random.fork_rng(devices=[]):  # weights are drawn from the process's own numbers: put back
+            torch.default_generator.manual_seed(config.seed)
+            networks = build_networks(config)
+        self.networks = to_device(networks, device)
         self.averaged = nn.ModuleDict(
             {name: copy.deepcopy(self.networks[name]) for name in ("encoder", "generator")}
         ).requires_grad_(False)

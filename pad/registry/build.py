@@ -43,7 +43,12 @@ FPR = 0.05  # of the flagged shares in the tables
 
 
 def build(
-    entry: Entry, runs: Path, root: Path | None = None, data_root: str | None = None, device: str = "auto"
+    entry: Entry,
+    runs: Path,
+    root: Path | None = None,
+    data_root: str | None = None,
+    device: str = "auto",
+    progress: bool = False,
 ) -> Path:
     """Trains one model (or takes it from a finished run), measures it and writes it into the zoo.
 
@@ -53,11 +58,12 @@ def build(
         root: the zoo's folder; by default the installed one.
         data_root: where named datasets lie.
         device: auto, cpu, cuda or mps.
+        progress: show progress bars (on a terminal).
 
     Returns its folder. Raises PadError if the data is not there, or the run is of other images or settings.
     """
     root = root or zoo_folder()
-    detector = trained(entry, runs / entry.short_name, data_root, device)
+    detector = trained(entry, runs / entry.short_name, data_root, device, progress)
     images = _images(entry, "evaluate", data_root)
     summary = measure(detector, images)
     summary["model"] = f"zoo:{entry.name}"
@@ -83,7 +89,7 @@ def build(
 # Training -----------------------------------------------------------------------------------------
 
 
-def trained(entry: Entry, run: Path, data_root: str | None, device: str) -> Detector:
+def trained(entry: Entry, run: Path, data_root: str | None, device: str, progress: bool = False) -> Detector:
     """The model of the run folder `run`, trained as train.py does it if it is not there or not finished.
 
     Raises PadError if the run was made from other images or with other settings than the entry says.
@@ -93,8 +99,8 @@ def trained(entry: Entry, run: Path, data_root: str | None, device: str) -> Dete
     config = build_config(request.config, request.settings(), images)
     training, calibration = split_images(images, config)
     if (detector := finished_detector(run, config, training, calibration, device)) is None:
-        with planned(dataclasses.replace(request, resume=run.is_dir())) as plan:
-            carry_out(plan, progress=True)
+        with planned(dataclasses.replace(request, resume=run.is_dir()), progress) as plan:
+            carry_out(plan, progress, stoppable=True)
         detector = Detector.load(run, device)
     return detector
 
