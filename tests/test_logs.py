@@ -1,4 +1,4 @@
-"""The library says nothing and changes nothing of the process; the command line says as much as it is asked to."""
+"""The library says nothing and leaves the process alone; the command line says as much as it is asked to."""
 
 from __future__ import annotations
 

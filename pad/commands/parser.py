@@ -57,6 +57,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", nargs="+", metavar="DATA", help="with --from: anomalies that the model "
                         "finds; says how many are found before and after")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on where RUN stopped")
+    parser.add_argument("--dry-run", action="store_true", help="only show what would be done, and the recipe")
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
     _add_downloads(parser)

@@ -4,28 +4,52 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
+
+import yaml
 
 from pad.commands.requests import request_of
+from pad.config import Config, to_mapping
 from pad.detector import Detector
 from pad.images.imageset import ImageSet
 from pad.judging.calibration import round_up
 from pad.learning.comparison import format_quality, warnings_of
-from pad.learning.plan import Plan, carry_out, planned
+from pad.learning.plan import Plan, carry_out, make_plan, planned
 from pad.learning.replay import Replay
 from pad.learning.request import TrainRequest
+from pad.store.run_folder import RunFolder
 from pad.tolerance import describe_tolerance
 
 
 def train(arguments: argparse.Namespace) -> int:
     """`pad train`: data -> run folder."""
-    talkative = not arguments.quiet
-    with planned(request_of(TrainRequest, arguments), talkative) as plan:
+    talkative, request = not arguments.quiet, request_of(TrainRequest, arguments)
+    if arguments.dry_run:
+        return _show(make_plan(request, RunFolder(request.out), talkative))
+    with planned(request, talkative) as plan:
         if talkative:
             _announce(plan)
         detector = carry_out(plan, talkative, stoppable=True)
         if talkative:
             _report(detector, plan)
     return 0
+
+
+def _show(plan: Plan) -> int:
+    """All that would be done, for --dry-run."""
+    _announce(plan)
+    for view in plan.config.model_views:
+        print(f"view {view}: {_described(view, plan.config)}")
+    recipe = yaml.safe_dump(to_mapping(plan.config), sort_keys=False, allow_unicode=True)
+    print(f"recipe:\n{textwrap.indent(recipe, '  ')}dry run: nothing was written")
+    return 0
+
+
+def _described(view: str, config: Config) -> str:
+    if view != "generator":
+        return f"features of {config.view_backbone}, of pictures of {config.view_size} pixels a side"
+    latent = f"{config.latent_dim}x{config.latent_resolution}x{config.latent_resolution}"
+    return f"{config.similarity}, of pictures of {config.size} pixels a side, from latents of {latent}"
 
 
 def _announce(plan: Plan) -> None:

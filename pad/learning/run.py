@@ -486,49 +486,61 @@ class Run:
 
     def _train(self) -> None:
         """Steps until the end, a signal, or a loss that is not finite; saves on the way."""
-        if self.folder is not None:
-            self.folder.cut_log(self.trainer.steps_done)
+        config, trainer, folder = self.config, self.trainer, self.folder
+
+        # Where it begins: at the newest checkpoint, or with one of its own ----------------------
+        if folder is not None:
+            folder.cut_log(trainer.steps_done)
             if self.saved is None:
                 self._save()
-        self.writer = _tensorboard(self.config, self.folder, self.trainer.steps_done)
+        self.writer = _tensorboard(config, folder, trainer.steps_done)
+        mark, marked_step = time.monotonic(), trainer.steps_done
+        done = self.share_done() >= 1 and trainer.steps_done > 0
+
         with self._training_bar() as bar:
-            self._steps(bar)
+            while not done:
+                # A step, at the learning rates of the share that is done -----------------------
+                losses = trainer.step(min(self.share_done(), 0.999))
+                step = trainer.steps_done
+                done = self.share_done() >= 1
+                saving = done or bool(self.received) or step % config.checkpoint_every == 0
+                sampling = config.sample_every and (done or step % config.sample_every == 0 or step == 1)
+                logging_now = step % config.log_every == 0
+
+                # Its numbers, which have to be finite ------------------------------------------
+                # Elsewhere than on a CPU, to read them at every step would stall the device.
+                if trainer.device.type == "cpu" or saving or logging_now:
+                    numbers = check_finite(losses, step)
+                if saving or sampling:
+                    check_weights(trainer)
+
+                # The log and the bar -----------------------------------------------------------
+                if logging_now:
+                    now = time.monotonic()
+                    rate = config.batch_size * (step - marked_step) / (now - mark)
+                    mark, marked_step = now, step
+                    self._log(step, numbers, rate)
+                    bar.set_postfix(self._postfix(numbers, rate))
+                bar.update(self._done() - bar.n)
+
+                # Samples -----------------------------------------------------------------------
+                if sampling:
+                    self._sample(step)
+
+                # A checkpoint; a signal stops the run after one --------------------------------
+                if self.received:
+                    self._save()
+                    raise Interrupted(self.received[0], step, False)
+                if saving and not done:
+                    self._save()
+
+        # The end, which the last checkpoint says --------------------------------------------------
         if self.writer is not None:
             self.writer.close()
         self.trained = True
         self._save()
         if self.received:
             raise Interrupted(self.received[0], self.trainer.steps_done, True)
-
-    def _steps(self, bar: Any) -> None:
-        config, trainer = self.config, self.trainer
-        every_step = trainer.device.type == "cpu"  # elsewhere reading a number would stall the device
-        mark, marked_step = time.monotonic(), trainer.steps_done
-        done = self.share_done() >= 1 and trainer.steps_done > 0
-        while not done:
-            losses = trainer.step(min(self.share_done(), 0.999))
-            step = trainer.steps_done
-            done = self.share_done() >= 1
-            saving = done or bool(self.received) or step % config.checkpoint_every == 0
-            sampling = config.sample_every and (done or step % config.sample_every == 0 or step == 1)
-            if every_step or saving or step % config.log_every == 0:
-                numbers = check_finite(losses, step)
-            if saving or sampling:
-                check_weights(trainer)
-            if step % config.log_every == 0:
-                now = time.monotonic()
-                rate = config.batch_size * (step - marked_step) / (now - mark)
-                mark, marked_step = now, step
-                self._log(step, numbers, rate)
-                bar.set_postfix(self._postfix(numbers, rate))
-            bar.update(self._done() - bar.n)
-            if sampling:
-                self._sample(step)
-            if self.received:
-                self._save()
-                raise Interrupted(self.received[0], step, False)
-            if saving and not done:
-                self._save()
 
     def _training_bar(self) -> Any:
         """A bar over the seconds or the steps, so that it shows the time left in both cases."""
