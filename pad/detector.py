@@ -21,7 +21,7 @@ from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, warn
 from pad.images.decode import ImageError, batch_tensor
-from pad.images.hashes import NO_HASHES, Hashes, joined, pack, unpack
+from pad.images.hashes import NO_HASHES, Hashes, joined_hashes, pack, unpack
 from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.ranges import warn_of_unit_range
@@ -317,7 +317,7 @@ class Detector:
         single = isinstance(images, str | Path) or not hasattr(images, "__len__")
         images = as_image_set([images] if single else images)
         trained = NO_HASHES if self.trained_on is None else self.trained_on
-        known = joined(trained, self.fitted_on) if views else trained
+        known = joined_hashes(trained, self.fitted_on) if views else trained
         return np.isin(hashes_of(images), known) if len(known) else np.zeros(len(images), bool)
 
     def calibrate(

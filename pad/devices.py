@@ -18,7 +18,7 @@ from pad.errors import PadError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-LEAST_IMAGES = 16  # in a part of a batch: fewer leave a convolution too little to do
+LEAST_IN_LANE = 16  # in a part of a batch: fewer leave a convolution too little to do
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h; 32 MiB is the largest threshold for the latter
 
 
@@ -80,7 +80,7 @@ def to_device(networks: torch.nn.ModuleDict, device: torch.device) -> torch.nn.M
 def lanes(device: torch.device, batch_size: int) -> int:
     """Into how many parts, worked on at the same time, a batch is best divided: one on a GPU; on a CPU, where
     small convolutions gain little from a second thread, up to one a thread."""
-    return max(1, min(torch.get_num_threads(), batch_size // LEAST_IMAGES)) if device.type == "cpu" else 1
+    return max(1, min(torch.get_num_threads(), batch_size // LEAST_IN_LANE)) if device.type == "cpu" else 1
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -39,11 +39,11 @@ def test_lpips_against_its_definition(pair: tuple[torch.Tensor, torch.Tensor]) -
     """Unit-normalized features of five layers, squared differences, weighted by the linear heads."""
     import lpips
 
-    from pad.backbones.vgg import Backbone
+    from pad.backbones.vgg import VGGBackbone
 
     x, y = pair
     layers = ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
-    backbone = Backbone("vgg16-st", layers)
+    backbone = VGGBackbone("vgg16-st", layers)
     backbone.blurred = False  # LPIPS pools by plain maxima
     heads = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).lins
     total = np.zeros(2)

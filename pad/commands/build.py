@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pad.errors import PadError, did_you_mean
-from pad.registry.build import build as build_model
+from pad.registry.build import build_model
 from pad.registry.entries import read_entries
 
 

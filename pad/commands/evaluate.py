@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pad.commands.requests import request_of
+from pad.commands.streams import SHOWN, tell_first
 from pad.config import to_mapping
 from pad.detector import Detector
 from pad.errors import PadError, printable
@@ -24,8 +25,6 @@ from pad.judging.summary import format_table, summarize, write_summary
 from pad.scoring import score_batches
 from pad.showing.report import ReportWriter
 from pad.showing.visuals import Visuals
-
-SHOWN = 10  # rows on the terminal
 
 
 class Stopped(PadError):
@@ -191,15 +190,8 @@ def _tell(rows: list[Row], visuals: Visuals | None, written: list[Path], request
         print(printable(f"report: {report}"), file=_table_stream(request))
     if montages := [path for path in written if path.suffix == ".png"]:
         print(printable(f"explanations: {montages[0].parent}"), file=_table_stream(request))
-    _tell_first([f"skipped {row.path}: {row.error}" for row in rows if row.error])
-    _tell_first(visuals.failures if visuals else [])
-
-
-def _tell_first(lines: list[str]) -> None:
-    for line in lines[:SHOWN]:
-        print(printable(line), file=sys.stderr)
-    if len(lines) > SHOWN:
-        print(f"... and {len(lines) - SHOWN} more like this", file=sys.stderr)
+    tell_first([f"skipped {row.path}: {row.error}" for row in rows if row.error])
+    tell_first(visuals.failures if visuals else [])
 
 
 def _status(summary: dict[str, Any], request: EvaluateRequest) -> int:

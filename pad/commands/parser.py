@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import pad
 from pad.commands.logs import add_verbosity, set_up
 from pad.commands.streams import guard
-from pad.config import BATCH_SIZE, MOST_BATCH
+from pad.config import BATCH_SIZE, FPR, MOST_BATCH
 from pad.errors import PadError, printable
 
 Arguments = argparse.Namespace
@@ -70,8 +70,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="write scores.csv and summary.json there; '-': scores to stdout"
     )
-    parser.add_argument("--fpr", type=_rate, default=0.05, metavar="RATE",
-                        help="false-alarm rate on normal images (default 0.05)")  # fmt: skip
+    parser.add_argument("--fpr", type=_rate, default=FPR, metavar="RATE",
+                        help=f"false-alarm rate on normal images (default {FPR:g})")  # fmt: skip
     _add_confidence(parser)
     parser.add_argument("--fdr", type=_rate, metavar="RATE",
                         help="bound the share of false ones among the flagged instead")  # fmt: skip

@@ -32,7 +32,7 @@ from pad.images.geometry import seen_box
 
 # The decoders that may run on a user's files; Pillow's others (EPS, which starts Ghostscript, for one) may
 # not.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _SMALL_FILE = 1 << 20  # bytes, read in one go
 MOST_SIDE = 1 << 16  # pixels of a picture's longer side
@@ -85,7 +85,7 @@ def _decode(file: IO[bytes], size: int, name: str) -> Image.Image:
     if size == 0:
         raise ImageError(name, "the file is empty")
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
             if reason := too_large(image, size):
                 raise ImageError(name, reason)
             image.load()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pad.config import BATCH_SIZE
+from pad.config import BATCH_SIZE, FPR
 from pad.errors import PadError
 
 
@@ -40,7 +40,7 @@ class EvaluateRequest:
     data: tuple[str, ...]
     data_root: str | None = None
     out: str | None = None
-    fpr: float = 0.05
+    fpr: float = FPR
     confidence: float | None = None
     fdr: float | None = None
     format: str = "csv"

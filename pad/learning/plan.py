@@ -18,7 +18,7 @@ from pad.config import Config, from_mapping, load_recipe, to_mapping
 from pad.detector import Detector
 from pad.devices import pick_device
 from pad.errors import PadError
-from pad.images.hashes import Hashes, joined
+from pad.images.hashes import Hashes, joined_hashes
 from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
@@ -155,7 +155,7 @@ def make_plan(request: TrainRequest, folder: RunFolder, progress: bool = False) 
     training, calibration = split_images(images, config, trained, progress)
     replay = None
     if start is not None:
-        new = joined(hashes_of(training), hashes_of(calibration))
+        new = joined_hashes(hashes_of(training), hashes_of(calibration))
         record, replay = _replay(start, record, before, len(training), new)
     record = msgspec.structs.replace(record, recipe=to_mapping(config))
     return Plan(

@@ -19,11 +19,11 @@ from pad.images.resize import at_side
 from pad.images.stream import Batch, each_batch
 from pad.judging.map_scale import MapScale
 from pad.learning.cross_fit import out_of_fold_scores, taught
-from pad.views.features import Features, joined
+from pad.views.features import Features, joined_features
 from pad.views.kept import SIDE, KeptNormals
 
 FIT_IMAGES = 4096  # at most so many are fitted on and judged by; more would only cost time and memory
-LEAST_IMAGES = 4  # below, a fold would have nothing to fit on
+LEAST_FITTED = 4  # below, a fold would have nothing to fit on
 
 
 class Looked(NamedTuple):
@@ -66,9 +66,9 @@ def look(detector: Detector, images: ImageSet, progress: bool = False) -> Looked
             bar.update(len(batch.indices) + len(batch.errors))
     if not parts:
         raise PadError(f"none of {images.describe()} can be read")
-    varied_features = joined(varied_parts) if varied_parts else None
+    varied_features = joined_features(varied_parts) if varied_parts else None
     hashes = hashes_of(images)[indices]
-    return Looked(joined(parts), varied_features, torch.cat(thumbnails), indices, hashes, errors)
+    return Looked(joined_features(parts), varied_features, torch.cat(thumbnails), indices, hashes, errors)
 
 
 def _thumbnails(x: Tensor) -> Tensor:
@@ -80,9 +80,9 @@ def fit_quick(detector: Detector, looked: Looked) -> np.ndarray:
     fits that did not see it. Raises PadError for too few images."""
     quick, config = detector.quick, detector.config
     assert quick is not None
-    if len(looked.features) < LEAST_IMAGES:
+    if len(looked.features) < LEAST_FITTED:
         raise PadError(
-            f"the views take at least {LEAST_IMAGES} normal images; only {len(looked.features)} can be read"
+            f"the views take at least {LEAST_FITTED} normal images; only {len(looked.features)} can be read"
         )
     scores = out_of_fold_scores(quick, looked.features, looked.hashes, config.seed, looked.varied)
     quick.fit(taught(looked.features, looked.varied, torch.arange(len(looked.features))))

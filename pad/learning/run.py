@@ -24,7 +24,7 @@ from tqdm import tqdm
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
 from pad.errors import PadError
-from pad.images.hashes import NO_HASHES, Hashes, joined
+from pad.images.hashes import NO_HASHES, Hashes, joined_hashes
 from pad.images.identity import hashes_of, with_hashes
 from pad.images.imageset import ImageSet, joined_sets
 from pad.images.resize import at_side
@@ -40,7 +40,7 @@ from pad.learning.trainer import (
     Images,
     MemoryImages,
     Trainer,
-    check_finite,
+    check_losses,
     check_weights,
     diverged,
     in_batches,
@@ -232,7 +232,7 @@ def train_detector(
     statistics = None
     if config.statistics != "normal" and start is None:
         statistics, _ = load_images(resolve([config.statistics], "evaluate", data_root), config)
-    trained = joined(
+    trained = joined_hashes(
         hashes_of(training),
         replay.hashes if replay else NO_HASHES,
         start.trained_on if start is not None and start.trained_on is not None else NO_HASHES,
@@ -408,7 +408,7 @@ def _calibrate(detector: Detector, training: ImageSet, calibration: ImageSet, pr
     detector.calibrate(
         calibration.subset([looked.indices[row] for row in judged]), quick_scores=scores[judged]
     )
-    detector.fitted_on = joined(hashes_of(training), hashes_of(calibration))
+    detector.fitted_on = joined_hashes(hashes_of(training), hashes_of(calibration))
 
 
 class Run:
@@ -510,7 +510,7 @@ class Run:
                 # Its numbers, which have to be finite ------------------------------------------
                 # Elsewhere than on a CPU, to read them at every step would stall the device.
                 if trainer.device.type == "cpu" or saving or logging_now:
-                    numbers = check_finite(losses, step)
+                    numbers = check_losses(losses, step)
                 if saving or sampling:
                     check_weights(trainer)
 

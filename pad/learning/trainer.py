@@ -350,7 +350,7 @@ class Trainer:
         self.critic_steps_done = int(state["critic_steps_done"])
 
 
-def check_finite(losses: dict[str, Tensor], step: int) -> dict[str, float]:
+def check_losses(losses: dict[str, Tensor], step: int) -> dict[str, float]:
     """The losses as numbers. Raises PadError if one is no longer finite."""
     numbers = {name: float(value) for name, value in losses.items()}
     for name, value in numbers.items():

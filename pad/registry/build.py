@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pad.config import zoo_folder
+from pad.config import FPR, zoo_folder
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.imageset import ImageSet
@@ -39,10 +39,9 @@ from pad.store.index import add_entry
 
 SAMPLES = 6  # normal ones, and as many anomalous ones
 RATES = (0.01, 0.05, 0.1, 0.2)  # false-alarm rates that are checked
-FPR = 0.05  # of the flagged shares in the tables
 
 
-def build(
+def build_model(
     entry: Entry,
     runs: Path,
     root: Path | None = None,

@@ -26,7 +26,7 @@ from pad.store.model_folder import CARD, WEIGHTS
 
 PICTURE = "card.png"
 SIGNIFICANCE = 0.05  # how often chance alone may make the card speak of a shift
-SHOWN = 4  # normal, and as many anomalous images in the picture
+PICTURED = 4  # normal, and as many anomalous images in the picture
 METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "average_precision": "average precision",
@@ -152,7 +152,7 @@ def draw_card(detector: Detector, folder: Path, samples: Sequence[str]) -> None:
         samples: paths of images inside it, normal ones first.
     """
     half = len(samples) // 2
-    panels = [list(samples[:half][:SHOWN]), list(samples[half:][:SHOWN])]
+    panels = [list(samples[:half][:PICTURED]), list(samples[half:][:PICTURED])]
     figure = Figure(figsize=(8.4, 1.25 * max(map(len, panels)) + 0.5), layout="constrained")
     brightest = scale.high if (scale := scale_of(detector.calibration)) else None
     parts: Any = figure.subfigures(1, 2)

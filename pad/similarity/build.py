@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from pad.backbones.vgg import Backbone
+from pad.backbones.vgg import VGGBackbone
 from pad.config import Config
 from pad.similarity.base import Similarity
 from pad.similarity.pixel import L1, L2, LPIPS, SSIM
@@ -31,7 +31,7 @@ def _build(config: Config, download: bool, pretrained: bool) -> Similarity:
     if config.similarity == "relative-perceptual-l1":
         # A side that two poolings halve without a rest: they would drop what is left over at the border.
         size = None if config.backbone_scale == 1 else 4 * math.ceil(config.backbone_scale * config.size / 4)
-        backbone = Backbone(
+        backbone = VGGBackbone(
             config.backbone, config.layers, config.backbone_weights, size, download, pretrained
         )
         return RelativePerceptualL1(

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pad.backbones.vgg import Backbone
+from pad.backbones.vgg import VGGBackbone
 from pad.errors import PadError
 from pad.similarity.base import Similarity
 
@@ -62,7 +62,7 @@ class RelativePerceptualL1(Similarity):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: VGGBackbone,
         layers: Mapping[str, float],
         standardize: str = "sigma",
         sigma_floor: float = 0.3,
