@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from pad.detector import Detector
 from pad.images.imageset import ImageSet
 from pad.images.stream import Batch, each_batch
 from pad.judging.rows import Row, make_row
+from pad.progress import progress_bar
 from pad.views.examined import Examined
 
 
@@ -47,8 +46,7 @@ def score_batches(
         views = examined.views if examined else detector.score_views(batch.tensor)
         return batch, detector.fused(views).tolist(), detector.each_view_p_values(views), examined
 
-    disable = None if progress else True
-    with tqdm(total=len(images), desc="scoring", unit="image", disable=disable, leave=False) as bar:
+    with progress_bar(len(images), "scoring", "image", progress) as bar:
         looked = each_batch(look, images, detector.config, detector.device, batch_size)
         for batch, scores, views, examined in looked:
             results: dict[int, Any] = {i: (None, reason, None) for i, reason in batch.errors}

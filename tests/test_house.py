@@ -19,7 +19,7 @@ HOUSE = Path(pad.__file__).parent
 LAYERS = (
     {"pad"},
     {"errors"},
-    {"tolerance", "latents", "provenance"},
+    {"tolerance", "latents", "progress", "provenance"},
     {"config"},
     {"devices", "remote"},
     {"images"},

@@ -91,7 +91,8 @@ import os, signal, threading, time
 from pathlib import Path
 from pad.devices import pick_device
 from pad.images.resolve import resolve
-from pad.learning.run import split_images, train_detector
+from pad.learning.run import train_detector
+from pad.learning.images import split_images
 out = Path(sys.argv[2])
 def interrupt():
     while not list(out.glob('checkpoints/*.pt')):

@@ -12,8 +12,9 @@ from pad.config import Config
 from pad.errors import PadError
 from pad.images.resolve import resolve
 from pad.images.stream import load_all
+from pad.learning.images import MemoryImages
 from pad.learning.losses import adversarial_loss
-from pad.learning.trainer import MemoryImages, Sampler, Trainer, check_losses
+from pad.learning.trainer import Sampler, Trainer, check_losses
 
 CPU = torch.device("cpu")
 

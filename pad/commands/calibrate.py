@@ -14,7 +14,7 @@ from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.judging.calibration import Calibration
 from pad.judging.summary import SURE
-from pad.learning.run import readable
+from pad.learning.images import readable
 from pad.store.hub import resolve_model
 
 

@@ -22,10 +22,11 @@ from pad.images.hashes import Hashes, joined_hashes
 from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
+from pad.learning.images import readable, split_images
 from pad.learning.quick import most_fitted
 from pad.learning.replay import Replay, make_replay
 from pad.learning.request import NO_REPLAY, RunRecord, TrainRequest
-from pad.learning.run import check_recipe, readable, split_images, train_detector
+from pad.learning.run import check_recipe, train_detector
 from pad.recipes import build_config
 from pad.store.files import CannotWrite
 from pad.store.hub import resolve_model

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pad.config import BATCH_SIZE, Config
 from pad.detector import Detector
@@ -19,6 +18,7 @@ from pad.images.resize import at_side
 from pad.images.stream import Batch, each_batch
 from pad.judging.map_scale import MapScale
 from pad.learning.cross_fit import out_of_fold_scores, taught
+from pad.progress import progress_bar
 from pad.views.features import Features, joined_features
 from pad.views.kept import SIDE, KeptNormals
 
@@ -51,8 +51,7 @@ def look(detector: Detector, images: ImageSet, progress: bool = False) -> Looked
         varied = detector.features(detector.varied(batch.tensor)) if detector.config.tolerate else None
         return batch, detector.features(batch.tensor), varied, _thumbnails(batch.tensor)
 
-    disable = None if progress else True
-    with tqdm(total=len(images), desc="looking", unit="image", disable=disable, leave=False) as bar:
+    with progress_bar(len(images), "looking", "image", progress) as bar:
         for batch, features, varied, small in each_batch(
             see, images, detector.config, detector.device, BATCH_SIZE
         ):

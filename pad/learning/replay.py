@@ -33,7 +33,7 @@ from pad.images.resize import at_side
 from pad.images.stream import load_all
 from pad.judging.calibration import Calibration, calibration_split
 from pad.latents import KEPT_IMAGES, kept_latents
-from pad.learning.trainer import Images, MemoryImages
+from pad.learning.images import Images, MemoryImages
 from pad.views.generator import GeneratorView
 
 

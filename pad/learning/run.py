@@ -19,33 +19,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.hashes import NO_HASHES, Hashes, joined_hashes
-from pad.images.identity import hashes_of, with_hashes
+from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet, joined_sets
 from pad.images.resize import at_side
 from pad.images.resolve import resolve
-from pad.images.stream import load_all, stream
+from pad.images.stream import stream
 from pad.images.variation import in_variation
-from pad.judging.calibration import Calibration, calibration_split
+from pad.judging.calibration import Calibration
 from pad.learning.comparison import compare
+from pad.learning.images import MINIMUM_IMAGES, in_batches, load_images, readable
 from pad.learning.quick import calibrate_quick, fit_quick, fitted_on, look, most_fitted
 from pad.learning.replay import MixedImages, Replay, calibrate_both, generator_of
-from pad.learning.trainer import (
-    CACHE_BYTES,
-    Images,
-    MemoryImages,
-    Trainer,
-    check_losses,
-    check_weights,
-    diverged,
-    in_batches,
-)
+from pad.learning.trainer import Trainer, check_losses, check_weights, diverged
 from pad.networks import build_networks
+from pad.progress import progress_bar
 from pad.provenance import hardware, versions
 from pad.similarity.base import Similarity
 from pad.similarity.build import build_similarity
@@ -57,7 +49,6 @@ from pad.views.quick import build_quick
 
 log = logging.getLogger(__name__)
 
-MINIMUM_IMAGES = 8
 GRID_COLUMNS = 8
 RESIDUAL_IMAGES = 2048  # of the training images, which say how a model errs on normal ones
 _BOOKKEEPING = (
@@ -109,72 +100,6 @@ class Interrupted(PadError):
             )
         super().__init__(text)
         self.status = 128 + number
-
-
-# Images ------------------------------------------------------------------------------------------
-
-
-class FileImages:
-    """Training images decoded whenever they are drawn, for sets that do not fit in memory."""
-
-    def __init__(self, images: ImageSet, config: Config) -> None:
-        self.images, self.config = images, config
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices: Tensor) -> Tensor:
-        chosen = self.images.subset(indices.tolist())
-        batches = list(stream(chosen, self.config, batch_size=max(1, len(chosen) // 4), workers=4))
-        readable = at_side(torch.cat([batch.tensor for batch in batches]), self.config.size)
-        if not len(readable):
-            raise PadError(f"{self.images.describe()}: a whole batch of {len(chosen)} images cannot be read")
-        # Others of the batch stand in for those that cannot be read, so that its size stays.
-        return readable[torch.arange(len(chosen)) % len(readable)]
-
-
-def load_images(images: ImageSet, config: Config, progress: bool = False) -> tuple[Images, list[str]]:
-    """Training images, in memory if they fit, and a line for each that could not be read."""
-    bytes_needed = 2 * len(images) * config.channels * config.size**2
-    if bytes_needed > CACHE_BYTES:
-        return FileImages(images, config), []
-    with _bar(len(images), "reading", "image", progress) as bar:
-        pixels, _, errors = load_all(images, config, half=True, progress=bar.update, side=config.size)
-    return MemoryImages(pixels), [f"{images.samples[i].name}: {reason}" for i, reason in errors]
-
-
-def split_images(
-    images: ImageSet, config: Config, trained: Hashes | None = None, progress: bool = False
-) -> tuple[ImageSet, ImageSet]:
-    """Normal images to train on, and those kept back for calibration, by their content (`calibration_split`).
-
-    Without a generator all are trained on: they are judged by cross-fitting.
-    trained: hashes of what a model was trained on that is to be fine-tuned; none of it calibrates.
-    Raises PadError if there are fewer than 8, saying how many and where, or if none can calibrate.
-    """
-    if len(images) < MINIMUM_IMAGES:
-        raise PadError(f"training takes at least {MINIMUM_IMAGES} normal images; found {images.describe()}")
-    with _bar(len(images), "comparing", "image", progress) as bar:
-        images = with_hashes(images, progress=bar.update)
-    if not config.has_generator:
-        return images, images.subset([])
-    try:
-        training, calibration = calibration_split(
-            hashes_of(images), config.calibration_fraction, seed=config.seed, trained=trained
-        )
-    except PadError as error:
-        raise PadError(f"{images.source}: {error}") from None
-    return images.subset(training.tolist()), images.subset(calibration.tolist())
-
-
-def readable(images: ImageSet, config: Config) -> tuple[ImageSet, list[str]]:
-    """The images that can be read, and a line for each of the others."""
-    kept: list[int] = []
-    errors: list[str] = []
-    for batch in stream(images, config, 64):
-        kept += batch.indices
-        errors += [f"{images.samples[i].name}: {reason}" for i, reason in batch.errors]
-    return (images.subset(kept) if errors else images), errors
 
 
 # Training ----------------------------------------------------------------------------------------
@@ -545,9 +470,9 @@ class Run:
     def _training_bar(self) -> Any:
         """A bar over the seconds or the steps, so that it shows the time left in both cases."""
         if self.minutes:
-            bar = _bar(round(60 * self.minutes), "training", "s", self.progress)
+            bar = progress_bar(round(60 * self.minutes), "training", "s", self.progress)
         else:
-            bar = _bar(self.config.steps, "training", "step", self.progress)
+            bar = progress_bar(self.config.steps, "training", "step", self.progress)
         bar.update(self._done())
         return bar
 
@@ -705,11 +630,6 @@ def _load(model: Path, device: str, config: Config) -> Detector:
 
 def _backbone(similarity: Similarity) -> str | None:
     return similarity.backbone_card().get("fingerprint")
-
-
-def _bar(total: int | None, what: str, unit: str, progress: bool) -> Any:
-    # disable=None: a bar on a terminal, silence in a pipe.
-    return tqdm(total=total, desc=what, unit=unit, disable=None if progress else True, leave=False)
 
 
 def _tensorboard(config: Config, folder: RunFolder | None, step: int) -> Any:

@@ -10,49 +10,22 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pad.config import BATCH_SIZE, Config
+from pad.config import Config
 from pad.devices import pick_precision, to_device
 from pad.errors import PadError
 from pad.images.variation import vary
 from pad.learning.balancing import GradientNormalizer
+from pad.learning.images import CACHE_BYTES, Images
 from pad.learning.losses import adversarial_loss, critic_loss, gradient_penalty
 from pad.networks import build_networks
 from pad.similarity.base import Similarity
 from pad.similarity.build import build_similarity
-
-CACHE_BYTES = 1 << 30  # features of the training images are kept while they fit in here
-
-
-class Images(Protocol):
-    """The training images: a length, and any of them as a batch (n, channels, size, size) in [-1, 1]."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Tensor) -> Tensor: ...
-
-
-def in_batches(images: Images, indices: Tensor, size: int = BATCH_SIZE) -> Iterator[Tensor]:
-    """The images of these indices in order, `size` at a time."""
-    return (images.batch(part) for part in indices.split(size))
-
-
-class MemoryImages:
-    """Training images (n, channels, size, size) in [-1, 1] held in memory in half precision."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images.half()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices: Tensor) -> Tensor:
-        return self.images[indices].float()
 
 
 class Sampler:

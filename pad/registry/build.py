@@ -26,8 +26,9 @@ from pad.images.resolve import resolve
 from pad.images.stream import stream
 from pad.judging.metrics import rate
 from pad.judging.summary import summarize
+from pad.learning.images import split_images
 from pad.learning.plan import carry_out, planned
-from pad.learning.run import finished_detector, split_images
+from pad.learning.run import finished_detector
 from pad.provenance import hardware
 from pad.recipes import build_config
 from pad.registry.cards import draw_card, write_card
