@@ -73,7 +73,7 @@ ENDINGS = {"JPEG": "jpg", "TIFF": "tif"}
 
 def picture(rng: np.random.Generator, mode: str) -> Image.Image:
     """A picture of up to 900 pixels a side, mostly small, in any mode."""
-    width, height = (int(2 ** rng.uniform(0, 9.8)) for _ in range(2))
+    width, height = sides(rng)
     coarse = rng.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
     colour = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     grey = np.asarray(colour.convert("L"))
@@ -87,6 +87,12 @@ def picture(rng: np.random.Generator, mode: str) -> Image.Image:
             mode, (width, height), (grey.astype(">u2" if "B" in mode else "<u2") * 257).tobytes()
         )
     return colour.convert(mode)
+
+
+def sides(rng: np.random.Generator) -> tuple[int, int]:
+    """Width and height; every third picture is a square, of which nothing is cropped."""
+    width, height = (int(2 ** rng.uniform(0, 9.8)) for _ in range(2))
+    return (width, width) if rng.random() < 1 / 3 else (width, height)
 
 
 def original(rng: np.random.Generator) -> tuple[str, bytes, str]:
@@ -109,7 +115,7 @@ def original(rng: np.random.Generator) -> tuple[str, bytes, str]:
 
 
 def drawn_png(rng: np.random.Generator, colour: int, depth: int) -> bytes:
-    width, height = int(rng.integers(1, 600)), int(rng.integers(1, 600))
+    width, height = sides(rng)
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
     row = (width * channels * depth + 7) // 8
     pixels = b"".join(b"\0" + rng.bytes(row) for _ in range(height))

@@ -39,7 +39,13 @@ MEMORY = 3 << 30  # bytes that one command may ask for, beyond what this process
 OK, REFUSED = "done", "refused"
 SMALL = ["size=28", "channels=1", "latent_dim=8", "generator_channels=[8,8,8]", "encoder_channels=[8,8,8]",
          "critic_channels=[8,8,8]", "latent_critic_channels=[16]", "layers=relu2_2", "batch_size=8",
-         "residual_components=4"]  # fmt: skip
+         "residual_components=4", "view_size=64", "keep_normals=4"]  # fmt: skip
+BASES = {
+    "small": ["--steps", "2", "--set", *SMALL, "views=[generator]"],
+    "tuned": ["--steps", "2", "--from", "BASES/small"],
+    "quick": ["--steps", "0", "--set", *SMALL, "views=[whole, middle, parts]"],
+    "both": ["--steps", "2", "--set", *SMALL, "views=[generator, whole, parts]"],
+}
 
 
 def commands(model: Path, data: Path, out: Path) -> dict[str, list[str]]:
@@ -143,21 +149,17 @@ def judge(status: int | str, said: str) -> str:
 
 
 def base_models(folder: Path) -> list[Path]:
-    """Where the models lie that are damaged: a small one, one fine-tuned from it, and one of the zoo."""
-    return [
-        folder / "small" / "model",
-        folder / "tuned" / "model",
-        ROOT / "zoo" / "fashion-mnist" / "ankle-boot",
-    ]
+    """Where the models lie that are damaged: a small one, one fine-tuned from it, one of the quick views, one
+    of both kinds of view, and one of the zoo."""
+    return [*(folder / name / "model" for name in BASES), ROOT / "zoo" / "fashion-mnist" / "ankle-boot"]
 
 
 def train_base_models(folder: Path, data: Path) -> None:
-    """Trains the first two, in processes of their own: one that forks must not have computed with torch."""
-    train = ["train", "--data", str(data / "train"), "--steps", "2"]
-    for words in (["--out", str(folder / "small"), "--set", *SMALL],
-                  ["--out", str(folder / "tuned"), "--from", str(folder / "small")]):  # fmt: skip
+    """Trains all but the last, in processes of their own: who forks must not have computed with torch."""
+    for name, words in BASES.items():
+        words = [word.replace("BASES", str(folder)) for word in words]
         log = folder.parent / "training.log"
-        if run([*train, *words], log)[0] != 0:
+        if run(["train", "--data", str(data / "train"), "--out", str(folder / name), *words], log)[0] != 0:
             raise PadError(f"the models to damage cannot be trained: {log.read_text()}")
 
 

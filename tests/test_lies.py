@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 from hub_server import TOKEN, Handler, Hub
-from lies import LIES, SECRET, Lie
+from lies import LIES, Lie
 from test_hub import make_model
 from zoo_process import environment, start
 
+from pad.errors import PadError
 from pad.registry.publish import plan
 
 LATEST = 30  # seconds after which a command must have ended whose limit is 2
@@ -111,10 +113,6 @@ def test_a_revision_is_no_path(hub: Hub, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- publishing
 
 
-def created(handler: Handler, content: Any) -> None:
-    handler.answer(content if isinstance(content, bytes) else str(content).encode())
-
-
 UPLOADS: dict[str, Any] = {
     "no JSON": b"<html>",
     "a list": b"[]",
@@ -165,13 +163,10 @@ def hub_server_routes() -> Any:
 
 @pytest.mark.parametrize("name", ["README.md", "calibration.json", "config.yaml", "model.safetensors"])
 def test_nothing_that_a_link_points_to_is_published(name: str, model: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder, secret = tmp_path / "model", tmp_path / "id_rsa"
     shutil.copytree(model, folder)
     secret.write_bytes((folder / name).read_bytes())
     (folder / name).unlink()
     (folder / name).symlink_to(secret)
-    with pytest.raises(Exception, match=f"{name} is a link out of the model folder"):
+    with pytest.raises(PadError, match=f"{name} is a link out of the model folder"):
         plan(folder, "org/boots")
-    assert SECRET not in str(folder)

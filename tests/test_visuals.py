@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +200,31 @@ def test_large_pictures_of_every_mode_are_drawn(model: str, tmp_path: Path, caps
     assert len(list((drawn / "explanations").glob("*.png"))) == 3 * len(list(data.iterdir()))
     text = (drawn / "report.html").read_text("utf-8")
     assert "without a picture" not in text
+
+
+def test_a_palette_picture_without_a_palette_costs_no_other_row(
+    model: str, boots: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """Found by benchmarks/mutate_images.py. It is square: cropped, Pillow would have given it a palette."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    header = struct.pack(">IIBBBBB", 40, 40, 8, 3, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + bytes(range(40)) for _ in range(40)))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+    shutil.copy(sorted(boots.glob("*.png"))[0], tmp_path / "data" / "b.png")
+    out = tmp_path / "out"
+    assert main(["evaluate", model, str(tmp_path / "data"), "--out", str(out), "--report", "--explain"]) == 0
+    (name, score), (other, value) = scores_of(out)
+    assert (name, score, other) == ("a.png", "", "b.png")
+    assert float(value) > 0
+    assert "the file is damaged (no palette)" in capsys.readouterr().err
 
 
 class Vanishing:

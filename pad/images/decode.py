@@ -89,6 +89,10 @@ def _decode(file: IO[bytes], size: int, name: str) -> Image.Image:
             if reason := too_large(image, size):
                 raise ImageError(name, reason)
             image.load()
+            if (
+                image.mode == "P" and image.palette is None
+            ):  # Pillow fails on it later, and only here and there
+                raise ImageError(name, "the file is damaged (no palette)")
             return _upright(image)
     except ImageError:
         raise

@@ -103,12 +103,8 @@ def _decode(images: ImageSet, chosen: range, config: Config) -> Batch:
             indices.append(index)
         except ImageError as error:
             errors.append((index, error.reason))
-        except (
-            OSError,
-            ValueError,
-            MemoryError,
-        ) as error:  # a mode that Pillow cannot convert, a lost container
-            errors.append((index, f"cannot be decoded ({error})"))
+        except Exception as error:  # pixels that Pillow cannot convert, a container that is lost
+            errors.append((index, f"cannot be decoded ({str(error) or type(error).__name__})"))
     return Batch(indices, _together(pixels, config), errors)
 
 

@@ -29,11 +29,10 @@ from tqdm import tqdm
 
 from pad import __version__
 from pad.errors import PadError, shown
-from pad.remote.http import Cut, Deadline, Refused, ServerError, ask
+from pad.remote.http import SECONDS, Cut, Deadline, Refused, ServerError, ask
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-SECONDS = "PAD_HUB_SECONDS"  # environment: how long the hub may take, besides what the files' sizes allow
 _SECONDS = 60.0
 SLOWEST = 1 << 16  # bytes a second
 _ATTEMPTS = 4  # at a file whose connection is cut

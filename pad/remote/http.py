@@ -25,6 +25,7 @@ from pad.errors import one_line
 
 BLOCK = 1 << 16  # bytes read at a time
 REDIRECTS = 5
+SECONDS = "PAD_HUB_SECONDS"  # environment: how long the hub may take, besides what the files' sizes allow
 SILENCE = 20.0  # seconds without a byte after which a connection counts as dead
 
 
@@ -201,7 +202,7 @@ def _network_error(
     error: Exception | None, expired: bool, deadline: Deadline, kind: type[ServerError]
 ) -> ServerError:
     if expired:
-        return Unreachable(f"does not answer whole within {deadline.seconds:.0f} s")
+        return Unreachable(f"does not answer whole within {deadline.seconds:.0f} s ({SECONDS} sets the limit)")
     reason = getattr(error, "reason", error)  # of urllib's URLError, what lies below
     if isinstance(reason, TimeoutError):
         return Unreachable(f"says nothing for {SILENCE:.0f} s")

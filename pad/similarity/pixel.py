@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -73,12 +74,14 @@ class LPIPS(PixelSimilarity):
 
     def __init__(self, backbone: str = "vgg16-st", weights: str | None = None, download: bool = True) -> None:
         super().__init__()
+        name = "vgg16-st" if backbone == "vgg19" else backbone
+        source = load_backbone_weights(name, weights if name == backbone else None, download)
         import lpips
 
-        self.model = lpips.LPIPS(net="vgg", pnet_rand=True, spatial=True, verbose=False)
-        name = "vgg16-st" if backbone == "vgg19" else backbone
+        with warnings.catch_warnings():  # torchvision's, of arguments that lpips gives it in an old way
+            warnings.simplefilter("ignore")
+            self.model = lpips.LPIPS(net="vgg", pnet_rand=True, spatial=True, verbose=False)
         trunk = [m for m in self.model.net.modules() if isinstance(m, nn.Conv2d)]
-        source = load_backbone_weights(name, weights if name == backbone else None, download)
         for convolution, (weight, bias) in zip(trunk, source, strict=True):
             convolution.load_state_dict({"weight": weight.float(), "bias": bias.float()})
         self.requires_grad_(False)
