@@ -115,7 +115,7 @@ def train_detector(
     checkpoint: Mapping[str, Any] | None = None,
     start: Detector | None = None,
     progress: bool = False,
-    data_root: Path | None = None,
+    data_root: str | Path | None = None,
     replay: Replay | None = None,
     check: ImageSet | None = None,
     stoppable: bool = False,
@@ -228,7 +228,7 @@ def _tell_skipped(lines: list[str]) -> None:
         log.warning("skipped %d more", len(lines) - 20)
 
 
-def check_recipe(config: Config, start: Detector | None = None, data_root: Path | None = None) -> None:
+def check_recipe(config: Config, start: Detector | None = None, data_root: str | Path | None = None) -> None:
     """Finds what is wrong with a recipe before anything is read, written or said; see `train_detector`.
 
     Raises PadError for widths that do not fit the sizes, a backbone or a layer that cannot be had, images too

@@ -91,7 +91,7 @@ class RelativePerceptualL1(Similarity):
 
     def cast(self, dtype: torch.dtype) -> None:
         """Sets the number format of the frozen convolutions. The statistics stay as they are."""
-        self.backbone.convolutions.to(dtype=dtype, memory_format=torch.channels_last)
+        self.backbone.convolutions.to(dtype=dtype).to(memory_format=torch.channels_last)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """f(x) of each layer, (n, c, h', w'), of the channels that count, not yet standardized."""
