@@ -202,7 +202,9 @@ def _network_error(
     error: Exception | None, expired: bool, deadline: Deadline, kind: type[ServerError]
 ) -> ServerError:
     if expired:
-        return Unreachable(f"does not answer whole within {deadline.seconds:.0f} s ({SECONDS} sets the limit)")
+        return Unreachable(
+            f"does not answer whole within {deadline.seconds:.0f} s ({SECONDS} sets the limit)"
+        )
     reason = getattr(error, "reason", error)  # of urllib's URLError, what lies below
     if isinstance(reason, TimeoutError):
         return Unreachable(f"says nothing for {SILENCE:.0f} s")
