@@ -39,7 +39,7 @@ def parse_tolerance(value: Any, where: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, given in _pairs(value, where):
         if name not in RANGES:
-            hint = did_you_mean(name, RANGES) or f"; it takes {', '.join(RANGES)}, or {NONE}"
+            hint = did_you_mean(str(name), RANGES) or f"; it takes {', '.join(RANGES)}, or {NONE}"
             raise PadError(f"{where}: setting 'tolerate' knows no {shown(name)}{hint}")
         most, what = RANGES[name]
         number = _number(given, flag=name == "flip")

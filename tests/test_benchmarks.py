@@ -161,8 +161,8 @@ def test_a_row_of_other_scoring_takes_the_networks_of_another(data_root: Path, t
     folders = (name + "-class9-seed0" for name in ("default", "none-of-the-three-as-in-the-paper"))
     default, other = (pad.load(tmp_path / "both" / "runs" / name, "cpu") for name in folders)
     assert (default.config.residual_components, other.config.residual_components) == (128, 0)
-    for key, weight in default.networks.state_dict().items():
-        assert torch.equal(weight, other.networks.state_dict()[key])
+    for key, weight in default.generator.networks.state_dict().items():
+        assert torch.equal(weight, other.generator.networks.state_dict()[key])
 
 
 def test_frechet_distance_of_gaussians(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from pad.detector import smooth
 from pad.errors import PadError
 from pad.images.resolve import resolve
 from pad.images.stream import load_all
+from pad.views.generator import GeneratorView
 
 SMALL = {
+    "views": ["generator"],
+    "tolerate": "none",
     "steps": 30,
     "latent_dim": 8,
     "generator_channels": [8, 8, 8],
@@ -51,9 +55,11 @@ def test_every_kind_of_image_gives_the_same_score(detector: pad.Detector, files:
 
 def test_score_is_the_similarity_to_the_reconstruction(detector: pad.Detector, files: list[Path]) -> None:
     x, _, _ = load_all(resolve([str(f) for f in files], "evaluate"), detector.config)
-    with torch.no_grad(), detector._autocast():
-        nearest = detector.networks["generator"](detector.networks["encoder"](x)).float()
-        expected = detector.similarity(x, nearest)
+    view = detector.generator
+    assert view is not None
+    with torch.no_grad(), view.autocast():
+        nearest = view.networks["generator"](view.networks["encoder"](x)).float()
+        expected = view.similarity(x, nearest)
     np.testing.assert_allclose(detector.score_batch(x).numpy(), expected.numpy(), rtol=1e-5)
     np.testing.assert_allclose(
         detector.anomaly_map(x).mean((1, 2)).numpy(), detector.score_batch(x).numpy(), rtol=1e-3
@@ -169,26 +175,26 @@ def test_bfloat16_ranks_as_float32(detector: pad.Detector, fashion: Path, tmp_pa
 def test_feature_weights_come_from_training_and_travel_with_the_model(
     detector: pad.Detector, files: list[Path], tmp_path: Path
 ) -> None:
-    weight = detector.similarity.of("relu3_1").weight
+    weight = detector.generator.similarity.of("relu3_1").weight
     assert weight.mean().item() == pytest.approx(1, rel=1e-4)
     assert weight.std() > 0.05
     detector.save(tmp_path / "model")
     loaded = pad.load(tmp_path / "model", device="cpu")
-    torch.testing.assert_close(loaded.similarity.of("relu3_1").weight, weight, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.generator.similarity.of("relu3_1").weight, weight, rtol=0, atol=0)
     np.testing.assert_array_equal(loaded.score(files), detector.score(files))
 
 
 def test_components_come_from_training_and_travel_with_the_model(
     detector: pad.Detector, files: list[Path], tmp_path: Path
 ) -> None:
-    components = detector.similarity.of("relu3_1").basis()
+    components = detector.generator.similarity.of("relu3_1").basis()
     assert 1 <= len(components) <= detector.config.residual_components
     assert len(components) == detector.card["data"]["images"] // 4  # as many as the images can tell
     flat = components.flatten(1)
     torch.testing.assert_close(flat @ flat.T, torch.eye(len(flat)), rtol=0, atol=0.01)
     detector.save(tmp_path / "model")
     loaded = pad.load(tmp_path / "model", device="cpu")
-    torch.testing.assert_close(loaded.similarity.of("relu3_1").basis(), components, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.generator.similarity.of("relu3_1").basis(), components, rtol=0, atol=0)
     np.testing.assert_array_equal(loaded.score(files), detector.score(files))
 
 
@@ -237,6 +243,13 @@ def test_what_is_known_of_features_is_refused_if_it_does_not_fit(
         pad.load(tmp_path / "model", device="cpu")
 
 
+def with_settings(detector: pad.Detector, **settings: Any) -> GeneratorView:
+    """The same generator by other settings of its score."""
+    view = detector.generator
+    assert view is not None
+    return GeneratorView(detector.config.replace(**settings), view.networks, view.similarity, detector.device)
+
+
 def test_latents_are_drawn_into_the_prior(detector: pad.Detector) -> None:
     from scipy.stats import chi2
 
@@ -244,20 +257,17 @@ def test_latents_are_drawn_into_the_prior(detector: pad.Detector) -> None:
     lengths = torch.tensor([0.1, 0.5, 0.9, 0.99, 1.2, 50]) * radius
     z = torch.randn(6, detector.config.latent_dim, 1, 1, generator=torch.Generator().manual_seed(0))
     z = z / z.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * lengths.view(-1, 1, 1, 1)
-    drawn = detector._within_prior(z)
+    drawn = detector.generator.within_prior(z)
     torch.testing.assert_close(drawn[:4], z[:4])
     torch.testing.assert_close(drawn[4:], z[4:] / lengths[4:].view(-1, 1, 1, 1) * radius)
-    assert torch.isfinite(detector._within_prior(torch.zeros_like(z))).all()
-    whole = pad.Detector(
-        detector.config.replace(prior_mass=1), detector.networks, detector.similarity, detector.device
-    )
-    torch.testing.assert_close(whole._within_prior(z), z)
+    assert torch.isfinite(detector.generator.within_prior(torch.zeros_like(z))).all()
+    whole = with_settings(detector, prior_mass=1)
+    torch.testing.assert_close(whole.within_prior(z), z)
 
 
 def test_refined_latents_come_closer(detector: pad.Detector, files: list[Path]) -> None:
-    refined = pad.Detector(
-        detector.config.replace(refine_steps=5), detector.networks, detector.similarity, detector.device
-    )
+    config = detector.config.replace(refine_steps=5)
+    refined = pad.Detector(config, with_settings(detector, refine_steps=5), None, detector.device)
     assert (refined.score(files) <= detector.score(files) * 1.01).mean() > 0.8
     assert refined.score(files).mean() < detector.score(files).mean()
     # Each image goes its own way: alone or in a batch makes no difference.
@@ -275,7 +285,7 @@ def test_errors_name_the_image_and_the_argument(
         detector.score([np.zeros((28, 28), np.uint8), np.zeros((28, 28), np.int64)])
     with pytest.raises(PadError, match="fpr"):
         detector.predict(files, fpr=0)
-    bare = pad.Detector(detector.config, detector.networks, detector.similarity, detector.device)
+    bare = pad.Detector(detector.config, detector.generator, None, detector.device)
     with pytest.raises(PadError, match="no calibration"):
         bare.p_values(files)
 
@@ -294,7 +304,7 @@ def test_fit_on_arrays_and_on_too_few(fashion: Path, boots: Path) -> None:
 def test_a_fitted_detector_is_not_calibrated_on_what_it_was_trained_on(
     boots: Path, files: list[Path], tmp_path: Path
 ) -> None:
-    pad.fit(boots, device="cpu", views=["generator"], **{**SMALL, "steps": 2}).save(tmp_path / "model")
+    pad.fit(boots, device="cpu", **{**SMALL, "steps": 2}).save(tmp_path / "model")
     again = pad.load(tmp_path / "model", device="cpu")
     paths = sorted(boots.glob("*.png"))
     trained = again.trained_among(paths)
@@ -328,7 +338,7 @@ def test_a_model_remembers_many_images_in_little_space(detector: pad.Detector, t
 
 def test_fit_takes_a_whole_config(boots: Path) -> None:
     tuples = {k: tuple(v) for k, v in SMALL.items() if isinstance(v, list)}
-    config = Config(**{**SMALL, "size": 28, "steps": 2, **tuples})
+    config = Config(**{**SMALL, "size": 28, "steps": 2, **tuples, "tolerate": {}})
     assert pad.fit(boots, config, device="cpu").config == config
 
 
@@ -343,7 +353,7 @@ def test_a_model_with_tensors_of_another_shape_is_refused(detector: pad.Detector
 def test_a_model_of_other_backbone_weights_is_refused(detector: pad.Detector, tmp_path: Path) -> None:
     detector.save(tmp_path / "model")
     config = tmp_path / "model" / "config.yaml"
-    fingerprint = detector.similarity.backbone.fingerprint
+    fingerprint = detector.generator.similarity.backbone.fingerprint
     assert fingerprint in config.read_text()
     config.write_text(config.read_text().replace(fingerprint, "0" * 16))
     with pytest.raises(PadError, match="other weights of the backbone"):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hub_server
 import pytest
 from hub_server import TOKEN, Handler, Hub
 from lies import LIES, Lie
@@ -127,9 +128,11 @@ UPLOADS: dict[str, Any] = {
 def test_a_hub_that_answers_nonsense_when_published_to(
     name: str, hub: Hub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Handler, "commit", lambda handler, repo, revision: handler.answer(UPLOADS[name]))
-    routes = [(m, p, Handler.commit if "/commit/" in p else f) for m, p, f in hub_server_routes()]
-    monkeypatch.setattr("hub_server.ROUTES", routes)
+    def answer(handler: Handler, **_: str) -> None:
+        handler.answer(UPLOADS[name])
+
+    routes = [(m, p, answer if "/commit/" in p else f) for m, p, f in hub_server.ROUTES]
+    monkeypatch.setattr(hub_server, "ROUTES", routes)
     env = environment(hub, tmp_path, HF_TOKEN=TOKEN)
     status, out, err = start("publish", str(model), "org/new", env=env).result()
     lines = [line for line in err.splitlines() if line.startswith("pad: ")]
@@ -141,8 +144,8 @@ def test_publishing_ends_where_the_hub_never_answers(
     hub: Hub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asleep = threading.Event()
-    routes = [(m, p, (lambda h: asleep.wait(60)) if "create" in p else f) for m, p, f in hub_server_routes()]
-    monkeypatch.setattr("hub_server.ROUTES", routes)
+    routes = [(m, p, (lambda h: asleep.wait(60)) if "create" in p else f) for m, p, f in hub_server.ROUTES]
+    monkeypatch.setattr(hub_server, "ROUTES", routes)
     env = environment(hub, tmp_path, HF_TOKEN=TOKEN, PAD_HUB_SECONDS="2")
     begun = time.monotonic()
     status, _, err = start("publish", str(model), "org/new", env=env).result()
@@ -150,12 +153,6 @@ def test_publishing_ends_where_the_hub_never_answers(
     assert time.monotonic() - begun < LATEST
     assert status == 2
     assert "has not taken org/new within" in err
-
-
-def hub_server_routes() -> Any:
-    import hub_server
-
-    return hub_server.ROUTES
 
 
 # ------------------------------------------------------------------------------------------------ links

@@ -39,7 +39,7 @@ from pad.views.parts import Parts
 from pad.views.quick import QuickViews
 from pad.views.whole import Whole
 
-QUICK = {"steps": 0, "view_size": 64, "device": "cpu"}
+QUICK = {"steps": 0, "view_size": 64, "device": "cpu", "tolerate": "none"}
 
 
 def random_of(seed: int = 0) -> torch.Generator:
@@ -301,15 +301,15 @@ def test_nothing_can_be_fitted_on_copies_of_one_picture(views: QuickViews) -> No
 
 def test_a_large_set_is_fitted_on_a_part_of_it() -> None:
     images = as_image_set(np.zeros((FIT_IMAGES + 500, 1, 1), np.uint8))
-    chosen = fitted_on(images, 1000, seed=0)
+    chosen = fitted_on(images, 1000, Config(seed=0))
     assert len(chosen) == len(set(chosen.keys)) == FIT_IMAGES
     assert chosen.keys[:1000] == images.keys[:1000]  # those that calibrate
-    assert chosen.keys == fitted_on(images, 1000, seed=0).keys
-    assert chosen.keys != fitted_on(images, 1000, seed=1).keys
+    assert chosen.keys == fitted_on(images, 1000, Config(seed=0)).keys
+    assert chosen.keys != fitted_on(images, 1000, Config(seed=1)).keys
     half = FIT_IMAGES // 2
-    assert fitted_on(images, 3000, seed=0).keys[:half] == images.keys[:half]
+    assert fitted_on(images, 3000, Config(seed=0)).keys[:half] == images.keys[:half]
     few = images.subset(range(10))
-    assert fitted_on(few, 5, seed=0) is few
+    assert fitted_on(few, 5, Config(seed=0)) is few
 
 
 # Models ---------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,17 +189,20 @@ def read_model(folder: Path, expected: Expected | None = None) -> ModelFiles:
     a newer format, or with anything in it that pad/store/schema.py does not take; a malformed calibration.
     """
     folder = Path(folder)
-    for _ in range(20):  # a writer may replace the folder under us: then read again
+    for _ in range(500):  # a writer may replace the folder under us: then read again
         place = _current(folder)
         before = _identity(place)
         try:
             model = _read_files(place, expected)
         except PadError:
-            if before == _identity(_current(folder)):
+            now = _current(folder)  # in the middle of a replacement it lies under another name
+            if now == place and before == _identity(now):
                 raise
+            time.sleep(0.01)
             continue
         if before == _identity(_current(folder)):
             return model
+        time.sleep(0.01)
     raise PadError(f"{folder} keeps changing while it is read: wait for its writer")
 
 

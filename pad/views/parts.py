@@ -37,19 +37,27 @@ class Parts(nn.Module):
         self._unpacked: Tensor | None = None
 
     def fit(self, normal: Features) -> None:
-        x = normal.local.float()
-        self.mean = x.mean(0).half()
-        centred = (x - self.mean.float()).flatten(1, 2)  # (n, places, c)
-        self.whitening = _whitening(centred.flatten(0, 1), self.kept)
-        z = (centred @ self.whitening).transpose(0, 1)  # (places, n, d)
-        inverse = torch.linalg.solve_triangular(
-            torch.linalg.cholesky(_shrunk_covariances(z)),
-            torch.eye(self.kept, dtype=torch.float64),
-            upper=False,
-        )
-        rows, columns = torch.tril_indices(self.kept, self.kept)
-        self.factors = inverse[:, rows, columns].half()
+        # A row of places at a time: all of them, of thousands of images, would take gigabytes.
+        rows = range(self.side)
+        self.mean = torch.stack([normal.local[:, row].float().mean(0) for row in rows]).half()
+        self.whitening = _whitening(self._some_centred(normal), self.kept)
+        lower, upper = torch.tril_indices(self.kept, self.kept)
+        self.factors = torch.cat([self._inverse_factors(normal, row)[:, lower, upper] for row in rows]).half()
         self._unpacked = None
+
+    def _some_centred(self, normal: Features) -> Tensor:
+        """f_p − m_p of at most _SAMPLES places of images, (m, c)."""
+        places = normal.local.flatten(0, 2)
+        chosen = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:_SAMPLES]
+        mean = self.mean.flatten(0, 1)
+        return places[chosen].float() - mean[chosen % len(mean)].float()
+
+    def _inverse_factors(self, normal: Features, row: int) -> Tensor:
+        """L_p⁻¹ of a row of places, (side, d, d)."""
+        z = (normal.local[:, row].float() - self.mean[row].float()) @ self.whitening  # (n, side, d)
+        factors = torch.linalg.cholesky(_shrunk_covariances(z.transpose(0, 1)))
+        identity = torch.eye(self.kept, dtype=factors.dtype)
+        return torch.linalg.solve_triangular(factors, identity, upper=False)
 
     def distances(self, features: Features) -> Tensor:
         """d_p, (n, side, side)."""
@@ -78,8 +86,7 @@ def _whitening(x: Tensor, kept: int) -> Tensor:
     """(c, kept): the directions of largest variance of samples (m, c), each divided by its deviation."""
     from sklearn.covariance import ledoit_wolf
 
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:_SAMPLES]
-    covariance = torch.from_numpy(ledoit_wolf(x[chosen].double().numpy(), assume_centered=True)[0])
+    covariance = torch.from_numpy(ledoit_wolf(x.double().numpy(), assume_centered=True)[0])
     variances, vectors = torch.linalg.eigh(covariance)
     largest = slice(len(variances) - kept, None)
     return (vectors[:, largest] / variances[largest].clamp_min(1e-12).sqrt()).float().contiguous()
