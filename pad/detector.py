@@ -21,7 +21,7 @@ from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, warn
 from pad.images.decode import ImageError
-from pad.images.hashes import NO_HASHES, Hashes, joined, pack, unpack
+from pad.images.hashes import NO_HASHES, Hashes, joined_hashes, pack, unpack
 from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.ranges import warn_of_unit_range
@@ -38,8 +38,7 @@ from pad.latents import kept_latents
 from pad.networks import build_networks
 from pad.showing.explanation import EXPLAINED_AT_ONCE, Explanation, make_explanation, pictures_of
 from pad.showing.model_card import model_card
-from pad.similarity.build import Similarity, build_similarity
-from pad.similarity.relative import RelativePerceptualL1
+from pad.similarity.build import build_similarity
 from pad.store.hub import resolve_model
 from pad.store.model_folder import read_model, write_model
 from pad.store.weights import TensorSpec
@@ -50,6 +49,7 @@ from pad.views.quick import QuickViews, build_quick
 from pad.views.tiles import largest, stitched
 
 Result = TypeVar("Result")
+Named = TypeVar("Named")
 
 
 _NOT_OF_THE_CARD = ("format", "recipe", "backbone", "view_backbone")  # in config.yaml
@@ -228,9 +228,7 @@ class Detector:
         generator = None
         if self.generator is not None:
             similarity = build_similarity(config)
-            if isinstance(similarity, RelativePerceptualL1):
-                assert isinstance(self.generator.similarity, RelativePerceptualL1)
-                similarity.take_statistics(self.generator.similarity)
+            similarity.take_statistics(self.generator.similarity)
             generator = GeneratorView(config, self.generator.networks, similarity, self.device)
         return Detector(
             config, generator, self.quick, self.device, None, self.card, self.trained_on, None, self.fitted_on
@@ -340,7 +338,7 @@ class Detector:
         single = isinstance(images, str | Path) or not hasattr(images, "__len__")
         images = as_image_set([images] if single else images)
         trained = NO_HASHES if self.trained_on is None else self.trained_on
-        known = joined(trained, self.fitted_on) if views else trained
+        known = joined_hashes(trained, self.fitted_on) if views else trained
         return np.isin(hashes_of(images), known) if len(known) else np.zeros(len(images), bool)
 
     def calibrate(
@@ -454,9 +452,10 @@ class Detector:
         or not at all. Raises PadError if it cannot be written."""
         tensors: dict[str, Tensor] = {}
         if self.generator is not None:
-            tensors |= {**self.generator.networks.state_dict(), **_statistics(self.generator.similarity)}
+            tensors |= self.generator.networks.state_dict()
+            tensors |= _named(self.generator.similarity.statistics_state(), "similarity.")
         if self.quick is not None:
-            tensors |= {f"views.{key}": value for key, value in self.quick.state_dict().items()}
+            tensors |= _named(self.quick.state_dict(), "views.")
         if self.fusion is not None:
             numbers = (self.fusion.mean, self.fusion.deviation, self.fusion.weights)
             tensors |= {key: torch.from_numpy(values) for key, values in zip(_FUSION, numbers, strict=True)}
@@ -497,21 +496,18 @@ class Detector:
         generator = quick = fusion = None
         if config.has_generator:
             similarity = build_similarity(config, download=allow_downloads)
-            _make_room(similarity, files.tensors)
+            statistics = _part(files.tensors, "similarity.")
+            similarity.make_room({key: tensor.shape for key, tensor in statistics.items()})
             _check_backbone("backbone", files.config, similarity.backbone_card(), folder)
             with torch.device("meta"):
                 networks = build_networks(config)
             networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
-            if isinstance(similarity, RelativePerceptualL1):
-                statistics = similarity.statistics
-                statistics.load_state_dict(
-                    {k: files.tensors[f"similarity.{k}"] for k in statistics.state_dict()}
-                )
+            similarity.load_statistics_state(statistics)
             generator = GeneratorView(config, networks, similarity, target)
         if config.quick_views:
             quick = build_quick(config, download=allow_downloads)
             _check_backbone("view_backbone", files.config, quick.backbone.card(), folder)
-            quick.load(_quick_state(files.tensors))
+            quick.load(_part(files.tensors, "views."))
         if _FUSION[0] in files.tensors:
             fusion = Fusion.checked(config.model_views, [files.tensors[key] for key in _FUSION], str(folder))
         calibration = files.calibration and Calibration.from_dict(
@@ -562,8 +558,8 @@ def _expected_tensors(config: Config, found: Mapping[str, TensorSpec]) -> dict[s
                 similarity = build_similarity(
                     dataclasses.replace(config, backbone_weights=None), pretrained=False
                 )
-                _make_room(similarity, found)
-                tensors |= _statistics(similarity)
+                similarity.make_room({k: v.shape for k, v in _part(found, "similarity.").items()})
+                tensors |= _named(similarity.statistics_state(), "similarity.")
         if config.quick_views:
             quick = {k: v for k, v in found.items() if k.startswith("views.")}
             tensors |= {k: torch.empty(v.shape, dtype=v.dtype) for k, v in quick.items()}
@@ -572,30 +568,19 @@ def _expected_tensors(config: Config, found: Mapping[str, TensorSpec]) -> dict[s
     return tensors
 
 
-def _quick_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix("views."): t for key, t in tensors.items() if key.startswith("views.")}
+def _part(tensors: Mapping[str, Named], prefix: str) -> dict[str, Named]:
+    """What is named so in model.safetensors, by the rest of its name."""
+    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The inverse of `_part`."""
+    return {f"{prefix}{key}": tensor for key, tensor in tensors.items()}
 
 
 def _with_file(card: dict[str, str], weights: str | None) -> dict[str, str]:
     """Which weights they were; `file` where they came from a local one, which nobody else may have."""
     return {**card, "file": Path(weights).name} if card and weights else card
-
-
-def _make_room(similarity: Similarity, tensors: Mapping[str, Tensor | TensorSpec]) -> None:
-    """For the channels that count, and for as many components as a model holds: fewer than its recipe asks
-    for where images were few, more where it was fine-tuned."""
-    if isinstance(similarity, RelativePerceptualL1):
-        similarity.choose_channels()
-        for layer in similarity.layers:
-            found = tensors.get(f"similarity.{layer}.components")
-            similarity.of(layer).make_room(found.shape[0] if found is not None and len(found.shape) else 0)
-
-
-def _statistics(similarity: Similarity) -> dict[str, Tensor]:
-    """mu, sigma and the like as they are named in model.safetensors; all that a similarity adds to it."""
-    if not isinstance(similarity, RelativePerceptualL1):
-        return {}
-    return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}
 
 
 def _check_backbone(key: str, card: Mapping[str, Any], present: Mapping[str, str], folder: Path) -> None:

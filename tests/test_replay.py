@@ -21,6 +21,7 @@ from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.images.stream import load_all
 from pad.learning.comparison import compare, format_quality, pseudo_anomalies, warnings_of
+from pad.learning.images import MemoryImages, load_images, split_images
 from pad.learning.replay import (
     MixedImages,
     Replay,
@@ -31,8 +32,6 @@ from pad.learning.replay import (
     mix,
     stored_latents,
 )
-from pad.learning.run import load_images, split_images
-from pad.learning.trainer import MemoryImages
 
 
 @pytest.fixture(scope="module")

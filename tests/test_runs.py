@@ -23,7 +23,8 @@ from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.resolve import resolve
 from pad.images.stream import load_all
-from pad.learning.trainer import MemoryImages, Trainer
+from pad.learning.images import MemoryImages
+from pad.learning.trainer import Trainer
 from pad.registry.publish import plan
 from pad.similarity.build import build_similarity
 from pad.similarity.relative import RelativePerceptualL1

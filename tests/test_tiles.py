@@ -286,8 +286,8 @@ def test_one_verdict_a_picture_by_a_model_that_knows_its_tile(
     write(folder / "boot", [pixels for pixels, _, _ in defective])
     (folder / "boot" / "broken.png").write_bytes(b"junk")
     for out, batch in (("out", 128), ("again", 1)):
-        run("evaluate", trained / "run", folder, "--out", tmp_path / out, "--fpr", 0.05, "--batch-size", batch,
-            "--device", "cpu", "--report", "--explain", 3)  # fmt: skip
+        run("evaluate", trained / "run", folder, "--out", tmp_path / out, "--fpr", 0.05,
+            "--batch-size", batch, "--device", "cpu", "--report", "--explain", 3)  # fmt: skip
     found = rows(tmp_path / "out" / "scores.csv")
     assert [row["score"] for row in found] == [
         row["score"] for row in rows(tmp_path / "again" / "scores.csv")

@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -36,7 +35,7 @@ Seen = TypeVar("Seen")
 
 # The decoders that may run on a user's files; Pillow's others (EPS, which starts Ghostscript, for one) may
 # not.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _SMALL_FILE = 1 << 20  # bytes, read in one go
 MOST_SIDE = 1 << 16  # pixels of a picture's longer side
@@ -46,12 +45,6 @@ _MOST_PIXELS_A_BYTE, _FEW_PIXELS = 1 << 17, 1 << 22
 _MOST_TILE = 1 << 10  # side of a TIFF's tile that may be larger than the picture
 _BAND = 1 << 22  # pixels of a large picture that are converted at a time
 _TOLERANCE = 1e-3  # by which a float tensor may leave [-1, 1], for the rounding of whoever made it
-
-# read_image() checks the size itself and refuses, and other oddities are either harmless or an error.
-# Pillow's warnings would only be noise beside that, and to silence them around each call
-# (warnings.catch_warnings) is not safe in threads.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ImageError(PadError):
@@ -95,7 +88,7 @@ def _decode(file: IO[bytes], size: int, name: str) -> Image.Image:
     if size == 0:
         raise ImageError(name, "the file is empty")
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
             if reason := too_large(image, size):
                 raise ImageError(name, reason)
             image.load()

@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pad.config import FPR
 from pad.detector import Detector
 from pad.images.imageset import ImageSet
 from pad.images.stream import load_all
 from pad.judging.calibration import Calibration
 from pad.learning.replay import Replay, known_scores, make_replay
 
-FPR = 0.05
 PSEUDO_IMAGES = 128  # of the old and of the new normal that are made strange, in both ways
 PIECES = 4  # a side
 FALL = 0.1  # of the share that is found: more is said in a warning

@@ -20,7 +20,7 @@ from torch import Tensor
 from pad.errors import PadError
 from pad.images.hashes import Hashes
 from pad.judging.calibration import place_in_order
-from pad.views.features import Features, joined
+from pad.views.features import Features, joined_features
 from pad.views.quick import QuickViews
 
 FOLDS = 5
@@ -74,4 +74,4 @@ def taught(normal: Features, varied: Features | None, chosen: Tensor) -> Feature
     """What the chosen images teach: themselves, and their variations."""
     if varied is None:
         return normal.take(chosen)
-    return joined([normal.take(chosen), varied.take(chosen)])
+    return joined_features([normal.take(chosen), varied.take(chosen)])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pad.config import BATCH_SIZE, Config
 from pad.detector import Detector
@@ -21,13 +20,14 @@ from pad.images.stream import Batch, each_batch
 from pad.images.variation import draw, in_variation, varied
 from pad.judging.map_scale import MapScale
 from pad.learning.cross_fit import out_of_fold_scores, taught
-from pad.views.features import Features, joined
+from pad.progress import progress_bar
+from pad.views.features import Features, joined_features
 from pad.views.kept import SIDE, KeptNormals
 from pad.views.quick import QuickViews
 
 FIT_IMAGES = 4096  # at most so many are fitted on and judged by; more would only cost time and memory
 TILES_A_PICTURE = 64  # at most so many teach
-LEAST_IMAGES = 4  # below, a fold would have nothing to fit on
+LEAST_FITTED = 4  # below, a fold would have nothing to fit on
 
 
 class Looked(NamedTuple):
@@ -61,7 +61,7 @@ def look(detector: Detector, images: ImageSet, progress: bool = False) -> Looked
         seen = [_seen(detector, *portion) for portion in _portions(detector, batch, tiles)]
         return len(batch.indices) + len(batch.errors), batch.errors, seen
 
-    with bar_of(len(images), "looking", progress) as bar:
+    with progress_bar(len(images), "looking", "image", progress) as bar:
         for count, of_batch, seen in each_batch(see, images, detector.config, detector.device, BATCH_SIZE):
             parts += seen
             errors += of_batch
@@ -71,8 +71,8 @@ def look(detector: Detector, images: ImageSet, progress: bool = False) -> Looked
     variations = [part.varied for part in parts if part.varied is not None]
     indices = [index for part in parts for index in part.indices]
     return Looked(
-        joined([part.features for part in parts]),
-        joined(variations) if variations else None,
+        joined_features([part.features for part in parts]),
+        joined_features(variations) if variations else None,
         torch.cat([part.thumbnails for part in parts]),
         indices,
         hashes_of(images)[indices],
@@ -108,11 +108,6 @@ def _seen(detector: Detector, indices: list[int], x: Tensor, variations: Tensor 
     return _Part(detector.features(x), seen, _thumbnails(x), indices)
 
 
-def bar_of(total: int, what: str, progress: bool) -> Any:
-    """A bar of progress over images, on a terminal."""
-    return tqdm(total=total, desc=what, unit="image", disable=None if progress else True, leave=False)
-
-
 def _thumbnails(x: Tensor) -> Tensor:
     return ((at_side(x, min(SIDE, x.shape[-1])) + 1) * 127.5).round().byte()
 
@@ -121,9 +116,9 @@ def fit_quick(detector: Detector, looked: Looked) -> np.ndarray:
     """Fits the quick views on all that was seen; returns the score of each image in each view, (n, v), by
     fits that did not see it. Raises PadError for too few images."""
     quick, config = quick_of(detector), detector.config
-    if len(looked.features) < LEAST_IMAGES:
+    if len(looked.features) < LEAST_FITTED:
         raise PadError(
-            f"the views take at least {LEAST_IMAGES} normal images; only {len(looked.features)} can be read"
+            f"the views take at least {LEAST_FITTED} normal images; only {len(looked.features)} can be read"
         )
     scores = out_of_fold_scores(quick, looked.features, looked.hashes, config.seed, looked.varied)
     fit_on_all(detector, looked)

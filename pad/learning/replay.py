@@ -30,14 +30,12 @@ from pad.images.hashes import NO_HASHES, Hashes
 from pad.images.identity import hashes_of, with_hashes
 from pad.images.imageset import ImageSet
 from pad.images.resize import at_side
-from pad.images.variation import in_variation
 from pad.images.stream import load_all
+from pad.images.variation import in_variation
 from pad.judging.calibration import Calibration, calibration_split
 from pad.latents import KEPT_IMAGES, kept_latents
-from pad.learning.trainer import Images, MemoryImages
+from pad.learning.images import Images, MemoryImages
 from pad.views.generator import GeneratorView
-
-NO_REPLAY = "none"  # --replay none: the old normal may be forgotten
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,14 @@ from pad.images.imageset import ImageSet
 from pad.images.stream import Batch, each_batch
 from pad.judging.map_scale import MapScale
 from pad.learning.cross_fit import fits_by_fold
-from pad.learning.quick import Looked, bar_of, fit_on_all, quick_of
+from pad.learning.quick import Looked, fit_on_all, quick_of
+from pad.progress import progress_bar
 from pad.views.examined import Examined
 
 
-def fit_tiles(detector: Detector, looked: Looked, images: ImageSet, progress: bool = False) -> None:
-    """Fits the quick views on what was seen of the images, and calibrates the detector on all their tiles."""
+def fit_tiles(detector: Detector, looked: Looked, images: ImageSet, progress: bool = False) -> np.ndarray:
+    """Fits the quick views on what was seen of the images, and calibrates the detector on all their tiles.
+    Returns the score of each picture that was seen in each view, (n, v), in order."""
     quick, config = quick_of(detector), detector.config
     judges: dict[int, Detector] = {}  # by the index of a picture: of the views that did not see it
     for held_out, fitted in fits_by_fold(quick, looked.features, looked.hashes, config.seed, looked.varied):
@@ -44,7 +46,7 @@ def fit_tiles(detector: Detector, looked: Looked, images: ImageSet, progress: bo
 
     def maps() -> Iterator[np.ndarray]:
         chosen = images.subset(indices)
-        with bar_of(len(chosen), "judging", progress) as bar:
+        with progress_bar(len(chosen), "judging", "image", progress) as bar:
             for of_batch in each_batch(judged, chosen, config, detector.device, BATCH_SIZE):
                 for examined in of_batch:
                     scores.append(examined.views)
@@ -52,4 +54,6 @@ def fit_tiles(detector: Detector, looked: Looked, images: ImageSet, progress: bo
                 bar.update(len(of_batch))
 
     extra = {"cross_fitted": True, "map_scale": MapScale.from_maps(maps()).to_dict()}
-    detector.calibrate_on(torch.cat(scores).numpy(), None, extra)
+    of_views = torch.cat(scores).numpy()
+    detector.calibrate_on(of_views, None, extra)
+    return of_views
