@@ -96,9 +96,9 @@ def pooled_features(images: NDArray[np.float32], backbone: str = "vgg16-st") -> 
     import torch
     from torch.nn import functional as F
 
-    from pad.backbones.vgg import Backbone
+    from pad.backbones.vgg import VGGBackbone
 
-    network = Backbone(backbone, ["relu3_3"])
+    network = VGGBackbone(backbone, ["relu3_3"])
     parts = []
     with torch.no_grad():
         for batch in torch.from_numpy(images).split(64):

@@ -29,8 +29,9 @@ from pad.config import BATCH_SIZE
 from pad.detector import Detector
 from pad.images.imageset import ImageSet
 from pad.images.stream import stream
+from pad.learning.images import split_images
 from pad.learning.replay import generator_of
-from pad.learning.run import residual_indices, split_images
+from pad.learning.run import residual_indices
 from pad.similarity.relative import LayerStatistics, RelativePerceptualL1, Residuals
 
 CHANNELS = (

@@ -16,7 +16,7 @@ import numpy as np
 import pad
 from pad.images.resolve import resolve
 from pad.judging.calibration import Calibration
-from pad.learning.run import split_images
+from pad.learning.images import split_images
 
 RATES = (0.01, 0.05, 0.1, 0.2)
 

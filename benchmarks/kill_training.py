@@ -5,8 +5,9 @@
 One run is trained in one go. Others are killed (SIGKILL) one to four times each, and go on with `--resume`
 until they are finished. The moments are random: one in five within the first second, two in five within the
 time that the run in one go took, two in five within what that took from its first step on, counted from the
-first step. Of each run the model's tensors, its calibration and its config (but for the seconds that it took)
-must be the same, no line of the log twice, and nothing left behind.
+first step. Of each run the model's tensors, its calibration and its config (but for the seconds that it took
+and the versions, which may change meanwhile) must be the same, no line of the log twice, and nothing left
+behind.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def state_of(folder: RunFolder) -> str:
 def content_of(folder: Path) -> dict[str, Any]:
     """What has to be the same of a finished run."""
     config = yaml.safe_load((folder / "model" / "config.yaml").read_text(encoding="utf-8"))
-    del config["training"]["seconds"]
+    del config["training"]["seconds"], config["versions"]
     log = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         "model.safetensors": (folder / "model" / "model.safetensors").read_bytes(),

@@ -1,7 +1,7 @@
 """Thousands of damaged and hostile model folders, each through loading, evaluating, calibrating and
 fine-tuning: whatever is in a folder, a command does its work or says in one line why not.
 
-    python benchmarks/mutate_models.py [--count 5000] [--seed 0] [--first 0] [--out FILE.json] [--keep DIR]
+    python benchmarks/mutate_models.py [--count 5000] [--seed 0] [--out FILE.json] [--keep DIR] [--only N]
 
 Each command runs as the command line runs it, in a process of its own with a limit of memory and time, forked
 from this one so that torch is imported once. Counted as faults: a traceback, a death by a signal, a hang,
@@ -13,7 +13,6 @@ fault.
 from __future__ import annotations
 
 import argparse
-import collections
 import json
 import os
 import re
@@ -32,6 +31,7 @@ from jobs import exit_status
 from mutations import SECRET, mutate
 
 from pad.errors import PadError
+from pad.store.files import atomic
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 120  # of one command
@@ -203,21 +203,47 @@ def trial(seed: str, bases: list[Path], data: Path, place: Path) -> dict[str, An
     return result
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Mutations by outcomes, all commands together, and the commands by outcomes."""
-    outcomes = [OK, REFUSED]
-    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for result in results:
+class Tally:
+    """What has come of the folders so far; kept in a file, if there is one, to go on from."""
+
+    def __init__(self, seed: int, path: Path | None) -> None:
+        self.path = path
+        self.state: dict[str, Any] = {
+            "seed": seed,
+            "folders": 0,
+            "seconds": 0.0,
+            "outcomes": {},
+            "faults": [],
+        }
+        if path is not None and path.exists():
+            known = json.loads(path.read_text("utf-8"))
+            if known["seed"] != seed:
+                raise PadError(f"{path} holds the outcomes of --seed {known['seed']}: name another file")
+            self.state = known
+
+    def add(self, result: dict[str, Any], seconds: float) -> None:
+        self.state["folders"] += 1
+        self.state["seconds"] = round(self.state["seconds"] + seconds, 1)
         for name, outcome in result["outcomes"].items():
-            counts[result["mutation"]][outcome] += 1
-            counts[f"all, {name}"][outcome] += 1
-            if outcome not in outcomes:
-                outcomes.append(outcome)
-    lines = ["".ljust(28) + "".join(outcome.rjust(max(10, len(outcome) + 2)) for outcome in outcomes)]
-    for name in sorted(counts, key=lambda name: (name.startswith("all, "), name)):
-        cells = (str(counts[name][outcome]).rjust(max(10, len(outcome) + 2)) for outcome in outcomes)
-        lines.append(name.ljust(28) + "".join(cells))
-    return "\n".join(lines)
+            for row in (result["mutation"], f"all, {name}"):
+                counts = self.state["outcomes"].setdefault(row, {})
+                counts[outcome] = counts.get(outcome, 0) + 1
+        if is_fault(result):
+            self.state["faults"].append(result)
+        if self.path is not None:
+            with atomic(self.path) as file:
+                file.write(json.dumps(self.state, indent=1).encode("ascii") + b"\n")
+
+    def table(self) -> str:
+        """Mutations by outcomes, all commands together, and commands by outcomes."""
+        rows = self.state["outcomes"]
+        others = sorted({outcome for counts in rows.values() for outcome in counts} - {OK, REFUSED})
+        outcomes = [OK, REFUSED, *others]
+        lines = ["".ljust(28) + "".join(outcome.rjust(max(10, len(outcome) + 2)) for outcome in outcomes)]
+        for name in sorted(rows, key=lambda name: (name.startswith("all, "), name)):
+            cells = (str(rows[name].get(o, 0)).rjust(max(10, len(o) + 2)) for o in outcomes)
+            lines.append(name.ljust(28) + "".join(cells))
+        return "\n".join(lines)
 
 
 def is_fault(result: dict[str, Any]) -> bool:
@@ -245,42 +271,36 @@ def _prepare() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=5000, help="folders (default 5000)")
+    parser.add_argument("--count", type=int, default=5000, help="folders in all (default 5000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--first", type=int, default=0, help="number of the first folder, to look at one again"
+        "--only", type=int, metavar="N", help="the folder of this number alone, to look at it"
     )
-    parser.add_argument("--out", type=Path, help="write all outcomes there, as JSON")
+    parser.add_argument("--out", type=Path, help="JSON of all outcomes; where it is there, the run goes on")
     parser.add_argument("--keep", type=Path, help="keep damaged folders that came to a fault there")
     args = parser.parse_args()
-    os.environ.update(
-        https_proxy="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9"
-    )  # nothing is downloaded
-    results = []
-    begun = time.monotonic()
+    # Nothing is downloaded, nor has anything been.
+    os.environ.update(https_proxy="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9")
+    tally = Tally(args.seed, args.out)
+    numbers = range(tally.state["folders"], args.count) if args.only is None else [args.only]
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["TORCH_HOME"] = folder  # nor has anything been
-        data = images(Path(folder) / "data")
+        os.environ["TORCH_HOME"] = os.environ["HF_HOME"] = folder
+        data, place = images(Path(folder) / "data"), Path(folder) / "trial"
         _prepare()
         train_base_models(Path(folder) / "bases", data)
-        bases = base_models(Path(folder) / "bases")
-        for number in range(args.first, args.first + args.count):
-            place = Path(folder) / "trial"
-            results.append(trial(f"{args.seed}-{number}", bases, data, place))
-            if is_fault(results[-1]):
-                print(
-                    f"{results[-1]['seed']} {results[-1]['mutation']}: {results[-1]['outcomes']}", flush=True
-                )
+        for number in numbers:
+            begun = time.monotonic()
+            result = trial(f"{args.seed}-{number}", base_models(Path(folder) / "bases"), data, place)
+            tally.add(result, time.monotonic() - begun)
+            if is_fault(result) or args.only is not None:
+                print(f"{result['seed']} {result['mutation']}: {result['outcomes']}", flush=True)
                 if args.keep:
-                    shutil.copytree(place, args.keep / results[-1]["seed"], symlinks=True, dirs_exist_ok=True)
+                    shutil.copytree(place, args.keep / result["seed"], symlinks=True, dirs_exist_ok=True)
             if (number + 1) % 100 == 0:
-                print(f"{number + 1}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-    print(table(results))
-    faults = [result for result in results if is_fault(result)]
-    print(f"{len(results)} folders, {len(faults)} with a fault, {time.monotonic() - begun:.0f} s")
-    if args.out:
-        args.out.write_text(json.dumps({"count": len(results), "seed": args.seed, "faults": faults,
-                                        "table": table(results).splitlines()}, indent=1) + "\n")  # fmt: skip
+                print(f"{number + 1}: {tally.state['seconds']:.0f} s", file=sys.stderr, flush=True)
+    print(tally.table())
+    faults = len(tally.state["faults"])
+    print(f"{tally.state['folders']} folders, {faults} with a fault, {tally.state['seconds']:.0f} s")
     return 1 if faults else 0
 
 

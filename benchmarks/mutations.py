@@ -138,16 +138,20 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _write_config(folder: Path, tree: Any, random: Random) -> None:
+    try:
+        text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=random.random() < 0.5)
+        content = text.encode("utf-8", "surrogatepass")
+    except (RecursionError, ValueError):  # nested too deeply, or too large a number to write
+        content = b"recipe: " + b"[" * 5_000
+    (folder / CONFIG).write_bytes(content)
+
+
 def config_value(folder: Path, random: Random) -> None:
     tree = yaml.safe_load((folder / CONFIG).read_text("utf-8"))
     for _ in range(random.choice([1, 1, 1, 2, 4])):
         swap(tree, random)
-    try:
-        text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=random.random() < 0.5)
-        content = text.encode("utf-8", "surrogatepass")
-    except (RecursionError, ValueError):
-        content = b"recipe: " + b"[" * 5_000
-    (folder / CONFIG).write_bytes(content)
+    _write_config(folder, tree, random)
 
 
 def recipe_value(folder: Path, random: Random) -> None:
@@ -156,7 +160,7 @@ def recipe_value(folder: Path, random: Random) -> None:
     for _ in range(random.choice([1, 1, 2])):
         container, key = random.choice(places(tree["recipe"]))
         container[key] = near(container[key], random)
-    (folder / CONFIG).write_bytes(yaml.dump(tree, Dumper=_Dumper, sort_keys=False).encode())
+    _write_config(folder, tree, random)
 
 
 def calibration_value(folder: Path, random: Random) -> None:
@@ -296,7 +300,7 @@ def tensor_values(folder: Path, random: Random) -> None:
         if random.random() < 0.5:  # one number only
             kept = np.frombuffer(content[first:last], kind).copy()
             if count:
-                kept[random.randrange(count)] = fill
+                kept[random.randrange(count)] = values[0]
             values = kept
         content[first:last] = values.tobytes()
     _write(folder, header, bytes(content))

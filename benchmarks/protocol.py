@@ -20,7 +20,8 @@ from pad.images.named import DATASETS
 from pad.images.resolve import resolve
 from pad.images.stream import load_all
 from pad.judging.metrics import detection_metrics
-from pad.learning.run import finished_detector, split_images, train_detector
+from pad.learning.images import split_images
+from pad.learning.run import finished_detector, train_detector
 from pad.recipes import build_config
 from pad.scoring import score_rows
 from pad.store.run_folder import RunFolder

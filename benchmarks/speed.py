@@ -50,9 +50,9 @@ from pad.errors import PadError
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.judging.calibration import Calibration
+from pad.learning.images import in_batches, load_images, split_images
 from pad.learning.replay import generator_of
-from pad.learning.run import load_images, split_images
-from pad.learning.trainer import Trainer, in_batches
+from pad.learning.trainer import Trainer
 from pad.networks import build_networks
 from pad.recipes import build_config
 from pad.scoring import score_rows

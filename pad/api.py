@@ -10,7 +10,8 @@ from pad.detector import Detector
 from pad.devices import pick_device
 from pad.images.ranges import warn_of_unit_range
 from pad.images.resolve import as_image_set
-from pad.learning.run import split_images, train_detector
+from pad.learning.images import split_images
+from pad.learning.run import train_detector
 from pad.recipes import build_config
 
 

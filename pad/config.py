@@ -19,10 +19,12 @@ from pad.tolerance import parse_tolerance
 
 SIMILARITIES = ("relative-perceptual-l1", "l1", "l2", "ssim", "lpips")
 BACKBONES = ("vgg16-st", "vgg16", "vgg19")
+FPR = 0.05  # the false-alarm rate on normal images, where no other is asked for
 BATCH_SIZE = 128  # images scored at a time, divided among the lanes of a CPU (pad/devices.py)
 MOST_BATCH = 1 << 14  # images in a batch: more is a slip, or means to exhaust the memory
 VIEWS = ("generator", "whole", "middle", "parts")
 MOST_KEPT = 1024  # normal images that a model keeps
+MOST_TILE = 4096  # side of a tile, in pixels of the source
 MOST_SEEN = 1024  # side of the images that a backbone sees, in pixels
 SCORING_SETTINGS = (  # they touch the score alone: training is the same whatever they are
     "feature_weights",
@@ -60,6 +62,9 @@ class Config:
     fit: str = "crop"  # a picture that is not square: "crop" its centre, or "stretch" it
 
     input_size: int | None = None  # side at which pictures are read, where views want more than `size`
+    tile: int | None = (
+        None  # side of the overlapping tiles that pictures are cut into, in pixels of the source
+    )
 
     # Views: ways of looking at an image, each a score of its own; several are fused (pad/judging/fusion.py)
     views: tuple[str, ...] = ("generator",)  # of "generator", "whole", "middle", "parts"
@@ -143,8 +148,9 @@ class Config:
 
     @property
     def has_generator(self) -> bool:
-        """Whether there is an encoder and a generator: they are asked for, and trained."""
-        return "generator" in self.views and self.steps > 0
+        """Whether there is an encoder and a generator: they are asked for, and trained. They do not look at
+        tiles."""
+        return "generator" in self.views and self.steps > 0 and self.tile is None
 
     @property
     def quick_views(self) -> tuple[str, ...]:
@@ -302,6 +308,8 @@ def check(config: Config) -> None:
     distinct = set(config.views) <= set(VIEWS) and len(set(config.views)) == len(config.views)
     need(bool(config.views) and distinct, "views", f"a list of {', '.join(VIEWS)}")
     need(32 <= config.view_size <= MOST_SEEN, "view_size", f"a side from 32 to {MOST_SEEN} pixels")
+    need(config.tile is None or (32 <= config.tile <= MOST_TILE and bool(config.quick_views)), "tile",
+         f"null, or, with views besides the generator, a side from 32 to {MOST_TILE:,} pixels")  # fmt: skip
     need(config.input_size is None or size <= config.input_size <= MOST_SEEN, "input_size",
          f"null, or a side from {size} to {MOST_SEEN} pixels")  # fmt: skip
     need(0 <= config.keep_normals <= MOST_KEPT, "keep_normals", f"a whole number from 0 to {MOST_KEPT:,}")

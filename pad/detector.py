@@ -20,14 +20,15 @@ from torch.nn import functional as F
 from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, warn
-from pad.images.decode import ImageError, batch_tensor
-from pad.images.hashes import NO_HASHES, Hashes, joined, pack, unpack
+from pad.images.decode import ImageError
+from pad.images.hashes import NO_HASHES, Hashes, joined_hashes, pack, unpack
 from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.ranges import warn_of_unit_range
 from pad.images.resize import at_side
 from pad.images.resolve import as_image_set
-from pad.images.stream import Batch, each_batch
+from pad.images.stream import Batch, each_batch, shares
+from pad.images.tiles import Pictures, as_seen
 from pad.images.variation import in_variation
 from pad.judging.calibration import Calibration
 from pad.judging.fusion import Fusion
@@ -37,8 +38,7 @@ from pad.latents import kept_latents
 from pad.networks import build_networks
 from pad.showing.explanation import EXPLAINED_AT_ONCE, Explanation, make_explanation, pictures_of
 from pad.showing.model_card import model_card
-from pad.similarity.build import Similarity, build_similarity
-from pad.similarity.relative import RelativePerceptualL1
+from pad.similarity.build import build_similarity
 from pad.store.hub import resolve_model
 from pad.store.model_folder import read_model, write_model
 from pad.store.weights import TensorSpec
@@ -46,8 +46,10 @@ from pad.views.examined import Examined
 from pad.views.features import Features
 from pad.views.generator import GeneratorView, smooth
 from pad.views.quick import QuickViews, build_quick
+from pad.views.tiles import largest, stitched
 
 Result = TypeVar("Result")
+Named = TypeVar("Named")
 
 
 _NOT_OF_THE_CARD = ("format", "recipe", "backbone", "view_backbone")  # in config.yaml
@@ -118,8 +120,10 @@ class Detector:
             raise PadError("the model has no generator: train one with --steps")
         return self.generator.reconstruct(self.for_generator(x))
 
-    def score_views(self, x: Tensor) -> Tensor:
-        """The score in each view, (n, v) float32 on the CPU."""
+    def score_views(self, x: Pictures) -> Tensor:
+        """The score in each view, (n, v) float32 on the CPU; of pictures in tiles, the largest of a tile."""
+        if isinstance(x, list):
+            return torch.stack([largest(picture, self.score_views, self.tiles_at_once) for picture in x])
         columns = []
         if self.generator is not None:
             columns.append(self.generator.score(self.for_generator(x))[:, None])
@@ -127,7 +131,7 @@ class Detector:
             columns.append(self.quick.scores(self._features(x)))
         return torch.cat(columns, 1)
 
-    def score_batch(self, x: Tensor) -> Tensor:
+    def score_batch(self, x: Pictures) -> Tensor:
         """A(x), (n,) float32 on the CPU."""
         return self.fused(self.score_views(x))
 
@@ -140,15 +144,20 @@ class Detector:
             raise PadError("its views are not calibrated; `pad calibrate MODEL NORMAL_IMAGES` does it")
         return torch.from_numpy(self.fusion.fuse(views.numpy()))
 
-    def anomaly_map(self, x: Tensor) -> Tensor:
+    def anomaly_map(self, x: Pictures) -> Tensor:
         """Where the image differs, (n, s, s) float32 >= 0: by *parts*, else by the generator.
 
         It is smoothed: what matters is the region, not the sharpest pixel.
         """
         return self.examine(x).maps
 
-    def examine(self, x: Tensor) -> Examined:
-        """Scores, nearest normal images, anomaly maps and latents in one go, the same as one by one."""
+    def examine(self, x: Pictures) -> Examined:
+        """Scores, nearest normal images, anomaly maps and latents in one go, the same as one by one. Of
+        pictures in tiles, nearest images and maps lie on a grid over the whole (pad/images/canvas.py)."""
+        if isinstance(x, list):
+            at_once, channels = self.tiles_at_once, self.config.channels
+            each = [stitched(picture, self.examine, self._fused_if_known, at_once, channels) for picture in x]
+            return Examined(*(torch.cat(parts) for parts in zip(*each, strict=True)))
         columns, compared = [], None
         if self.generator is not None:
             compared = self.generator.compare(self.for_generator(x))
@@ -157,18 +166,30 @@ class Detector:
             features = self._features(x)
             columns.append(self.quick.scores(features))
         views = torch.cat(columns, 1)
-        scores = self.fused(views) if self.fusion or len(self.views) == 1 else views[:, 0]
         nearest = compared.nearest if compared else self._nearest_kept(x, features)
         latents = compared.latents if compared else self._placed(features)
         if compared is not None and (self.quick is None or "parts" not in self.quick.names):
             maps = compared.maps
         else:
             maps = self.quick_maps(features)
-        return Examined(scores, nearest, maps, latents, views)
+        return Examined(self._fused_if_known(views), nearest, maps, latents, views)
 
-    def varied(self, x: Tensor) -> Tensor:
+    def _fused_if_known(self, views: Tensor) -> Tensor:
+        """`fused`, and before there is a fusion the score in the first view."""
+        return self.fused(views) if self.fusion else views[:, 0]
+
+    @property
+    def tiles_at_once(self) -> int:
+        """How many tiles of a picture are looked at in one go, in each lane."""
+        size, workers = fitting_batch(self.config, BATCH_SIZE), lanes(self.device, BATCH_SIZE)
+        return max(1, size // workers)
+
+    def varied(self, x: Pictures) -> Pictures:
         """Each image in a variation that the recipe tolerates (pad/images/variation.py), on the CPU."""
-        return in_variation(x.cpu(), self.config.tolerate, self.config.seed)
+        tolerate, seed = self.config.tolerate, self.config.seed
+        if isinstance(x, list):
+            return [picture.in_variation(tolerate, seed) for picture in x]
+        return in_variation(x.cpu(), tolerate, seed)
 
     def for_generator(self, x: Tensor) -> Tensor:
         """Images at the size of the networks."""
@@ -207,9 +228,7 @@ class Detector:
         generator = None
         if self.generator is not None:
             similarity = build_similarity(config)
-            if isinstance(similarity, RelativePerceptualL1):
-                assert isinstance(self.generator.similarity, RelativePerceptualL1)
-                similarity.take_statistics(self.generator.similarity)
+            similarity.take_statistics(self.generator.similarity)
             generator = GeneratorView(config, self.generator.networks, similarity, self.device)
         return Detector(
             config, generator, self.quick, self.device, None, self.card, self.trained_on, None, self.fitted_on
@@ -290,8 +309,8 @@ class Detector:
         """One after the other, in flat memory."""
         config, scale = self.config, scale_of(self.calibration)
         iterator = pictures_of(images)
-        while chunk := list(islice(iterator, EXPLAINED_AT_ONCE)):
-            examined = self.examine(batch_tensor([given for _, given in chunk], config))
+        while chunk := list(islice(iterator, 1 if self.config.tile else EXPLAINED_AT_ONCE)):
+            examined = self.examine(as_seen([given for _, given in chunk], config))
             for (picture, given), score, nearest, anomaly_map, views in zip(
                 chunk,
                 examined.scores.tolist(),
@@ -319,7 +338,7 @@ class Detector:
         single = isinstance(images, str | Path) or not hasattr(images, "__len__")
         images = as_image_set([images] if single else images)
         trained = NO_HASHES if self.trained_on is None else self.trained_on
-        known = joined(trained, self.fitted_on) if views else trained
+        known = joined_hashes(trained, self.fitted_on) if views else trained
         return np.isin(hashes_of(images), known) if len(known) else np.zeros(len(images), bool)
 
     def calibrate(
@@ -401,30 +420,29 @@ class Detector:
             raise PadError("the model has no calibration; make one with `pad calibrate MODEL NORMAL_IMAGES`")
         return self.calibration
 
-    def _each_batch(self, function: Callable[[Tensor], Result], images: Any) -> Iterator[Result]:
+    def _each_batch(self, function: Callable[[Any], Result], images: Any) -> Iterator[Result]:
         """`function` of all images, batch by batch in order."""
         if not isinstance(images, ImageSet):
-            size = fitting_batch(self.config, BATCH_SIZE)
-            workers = lanes(self.device, size)
-            return in_parallel(function, self._batches(images, size // workers), workers)
+            size, workers = shares(self.config, self.device, BATCH_SIZE)
+            return in_parallel(function, self._batches(images, size), workers)
 
         def of_readable(batch: Batch) -> Result:
             for index, reason in batch.errors:
                 raise ImageError(images.samples[index].name, reason)
-            return function(batch.tensor)
+            return function(batch.pictures)
 
         return each_batch(of_readable, images, self.config, self.device, BATCH_SIZE)
 
-    def _batches(self, images: Any, size: int) -> Iterator[Tensor]:
+    def _batches(self, images: Any, size: int) -> Iterator[Pictures]:
         if isinstance(images, np.ndarray | Tensor):
             for start in range(0, len(images), size):
-                yield batch_tensor(images[start : start + size], self.config, first=start)
+                yield as_seen(images[start : start + size], self.config, first=start)
         else:
             if isinstance(images, str | Path) or not hasattr(images, "__iter__"):
                 images = [images]
             iterator, start = iter(images), 0
             while chunk := list(islice(iterator, size)):
-                yield batch_tensor(chunk, self.config, first=start)
+                yield as_seen(chunk, self.config, first=start)
                 start += len(chunk)
 
     # Model folders
@@ -434,9 +452,10 @@ class Detector:
         or not at all. Raises PadError if it cannot be written."""
         tensors: dict[str, Tensor] = {}
         if self.generator is not None:
-            tensors |= {**self.generator.networks.state_dict(), **_statistics(self.generator.similarity)}
+            tensors |= self.generator.networks.state_dict()
+            tensors |= _named(self.generator.similarity.statistics_state(), "similarity.")
         if self.quick is not None:
-            tensors |= {f"views.{key}": value for key, value in self.quick.state_dict().items()}
+            tensors |= _named(self.quick.state_dict(), "views.")
         if self.fusion is not None:
             numbers = (self.fusion.mean, self.fusion.deviation, self.fusion.weights)
             tensors |= {key: torch.from_numpy(values) for key, values in zip(_FUSION, numbers, strict=True)}
@@ -477,21 +496,18 @@ class Detector:
         generator = quick = fusion = None
         if config.has_generator:
             similarity = build_similarity(config, download=allow_downloads)
-            _make_room(similarity, files.tensors)
+            statistics = _part(files.tensors, "similarity.")
+            similarity.make_room({key: tensor.shape for key, tensor in statistics.items()})
             _check_backbone("backbone", files.config, similarity.backbone_card(), folder)
             with torch.device("meta"):
                 networks = build_networks(config)
             networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
-            if isinstance(similarity, RelativePerceptualL1):
-                statistics = similarity.statistics
-                statistics.load_state_dict(
-                    {k: files.tensors[f"similarity.{k}"] for k in statistics.state_dict()}
-                )
+            similarity.load_statistics_state(statistics)
             generator = GeneratorView(config, networks, similarity, target)
         if config.quick_views:
             quick = build_quick(config, download=allow_downloads)
             _check_backbone("view_backbone", files.config, quick.backbone.card(), folder)
-            quick.load(_quick_state(files.tensors))
+            quick.load(_part(files.tensors, "views."))
         if _FUSION[0] in files.tensors:
             fusion = Fusion.checked(config.model_views, [files.tensors[key] for key in _FUSION], str(folder))
         calibration = files.calibration and Calibration.from_dict(
@@ -542,8 +558,8 @@ def _expected_tensors(config: Config, found: Mapping[str, TensorSpec]) -> dict[s
                 similarity = build_similarity(
                     dataclasses.replace(config, backbone_weights=None), pretrained=False
                 )
-                _make_room(similarity, found)
-                tensors |= _statistics(similarity)
+                similarity.make_room({k: v.shape for k, v in _part(found, "similarity.").items()})
+                tensors |= _named(similarity.statistics_state(), "similarity.")
         if config.quick_views:
             quick = {k: v for k, v in found.items() if k.startswith("views.")}
             tensors |= {k: torch.empty(v.shape, dtype=v.dtype) for k, v in quick.items()}
@@ -552,30 +568,19 @@ def _expected_tensors(config: Config, found: Mapping[str, TensorSpec]) -> dict[s
     return tensors
 
 
-def _quick_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix("views."): t for key, t in tensors.items() if key.startswith("views.")}
+def _part(tensors: Mapping[str, Named], prefix: str) -> dict[str, Named]:
+    """What is named so in model.safetensors, by the rest of its name."""
+    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The inverse of `_part`."""
+    return {f"{prefix}{key}": tensor for key, tensor in tensors.items()}
 
 
 def _with_file(card: dict[str, str], weights: str | None) -> dict[str, str]:
     """Which weights they were; `file` where they came from a local one, which nobody else may have."""
     return {**card, "file": Path(weights).name} if card and weights else card
-
-
-def _make_room(similarity: Similarity, tensors: Mapping[str, Tensor | TensorSpec]) -> None:
-    """For the channels that count, and for as many components as a model holds: fewer than its recipe asks
-    for where images were few, more where it was fine-tuned."""
-    if isinstance(similarity, RelativePerceptualL1):
-        similarity.choose_channels()
-        for layer in similarity.layers:
-            found = tensors.get(f"similarity.{layer}.components")
-            similarity.of(layer).make_room(found.shape[0] if found is not None and len(found.shape) else 0)
-
-
-def _statistics(similarity: Similarity) -> dict[str, Tensor]:
-    """mu, sigma and the like as they are named in model.safetensors; all that a similarity adds to it."""
-    if not isinstance(similarity, RelativePerceptualL1):
-        return {}
-    return {f"similarity.{k}": v for k, v in similarity.statistics.state_dict().items()}
 
 
 def _check_backbone(key: str, card: Mapping[str, Any], present: Mapping[str, str], folder: Path) -> None:

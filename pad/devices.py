@@ -18,7 +18,7 @@ from pad.errors import PadError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-LEAST_IMAGES = 16  # in a part of a batch: fewer leave a convolution too little to do
+LEAST_IN_LANE = 16  # in a part of a batch: fewer leave a convolution too little to do
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h; 32 MiB is the largest threshold for the latter
 
 
@@ -77,17 +77,10 @@ def to_device(networks: torch.nn.ModuleDict, device: torch.device) -> torch.nn.M
     return networks.to(device).to(memory_format=torch.channels_last)
 
 
-def cast_similarity(similarity: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Sets the number format of the frozen convolutions of a similarity. Its statistics stay as they are."""
-    backbone = getattr(similarity, "backbone", None)
-    if backbone is not None:
-        backbone.convolutions.to(dtype=dtype, memory_format=torch.channels_last)
-
-
 def lanes(device: torch.device, batch_size: int) -> int:
     """Into how many parts, worked on at the same time, a batch is best divided: one on a GPU; on a CPU, where
     small convolutions gain little from a second thread, up to one a thread."""
-    return max(1, min(torch.get_num_threads(), batch_size // LEAST_IMAGES)) if device.type == "cpu" else 1
+    return max(1, min(torch.get_num_threads(), batch_size // LEAST_IN_LANE)) if device.type == "cpu" else 1
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

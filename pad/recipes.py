@@ -38,6 +38,7 @@ def choose(values: Mapping[str, Any], images: ImageSet, timed: bool = False) -> 
     views: all of them. steps: 0, so that there is no generator, where there are fewer images than
     GENERATOR_IMAGES, unless steps or a time were asked for: a part of the images would have to be kept from
     the training to calibrate by; PHOTOGRAPH_STEPS at a size of 64.
+    With a tile, all of them are chosen for pictures of its size.
     view_size: a side at which a backbone that knows photographs still recognizes what it sees. input_size:
     that side for pictures that are larger than the networks' `size`.
     channels: 1 if every probed image is grey. size: 28 for images up to 28 pixels on the shorter side, 32 up
@@ -46,6 +47,8 @@ def choose(values: Mapping[str, Any], images: ImageSet, timed: bool = False) -> 
     """
     values = dict(values)
     sides, colourful = _probe(images)
+    if isinstance(tile := values.get("tile"), int):
+        sides = [min(side, tile) for side in sides]
     if values.get("channels") == "auto":
         values["channels"] = 3 if colourful else 1
     if values.get("size") == "auto":

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from pad.detector import Detector
 from pad.images.imageset import ImageSet
 from pad.images.stream import Batch, each_batch
 from pad.judging.rows import Row, make_row
+from pad.progress import progress_bar
 from pad.views.examined import Examined
 
 
@@ -35,19 +34,19 @@ def score_batches(
     batch_size: int,
     examine: bool = False,
     confidence: float | None = None,
+    progress: bool = False,
 ) -> Iterator[Scored]:
-    """All images in order, read and scored batch by batch, with a progress bar on a terminal. examine: also
-    what is drawn of them."""
+    """All images in order, read and scored batch by batch. examine: also what is drawn of them. progress:
+    show a progress bar (on a terminal)."""
 
     def look(batch: Batch) -> tuple[Batch, list[float], list[dict[str, float]], Examined | None]:
         if not batch.indices:
             return batch, [], [], None
-        examined = detector.examine(batch.tensor) if examine else None
-        views = examined.views if examined else detector.score_views(batch.tensor)
+        examined = detector.examine(batch.pictures) if examine else None
+        views = examined.views if examined else detector.score_views(batch.pictures)
         return batch, detector.fused(views).tolist(), detector.each_view_p_values(views), examined
 
-    bar = tqdm(total=len(images), desc="scoring", unit="image", disable=None, leave=False)
-    with bar:
+    with progress_bar(len(images), "scoring", "image", progress) as bar:
         looked = each_batch(look, images, detector.config, detector.device, batch_size)
         for batch, scores, views, examined in looked:
             results: dict[int, Any] = {i: (None, reason, None) for i, reason in batch.errors}

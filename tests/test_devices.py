@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pad.devices import LEAST_IMAGES, in_parallel, lanes
+from pad.devices import LEAST_IN_LANE, in_parallel, lanes
 
 CPU = torch.device("cpu")
 
@@ -21,11 +21,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def test_lanes_are_at_most_one_a_thread_and_none_is_nearly_empty(threads: int) -> None:
-    for batch_size in (1, LEAST_IMAGES, 2 * LEAST_IMAGES, 64, 1000):
+    for batch_size in (1, LEAST_IN_LANE, 2 * LEAST_IN_LANE, 64, 1000):
         found = lanes(CPU, batch_size)
         assert 1 <= found <= threads
-        assert found == 1 or batch_size // found >= LEAST_IMAGES
-        assert found == threads or batch_size // (found + 1) < LEAST_IMAGES
+        assert found == 1 or batch_size // found >= LEAST_IN_LANE
+        assert found == threads or batch_size // (found + 1) < LEAST_IN_LANE
         assert lanes(torch.device("cuda"), batch_size) == 1
 
 

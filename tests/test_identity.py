@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pad.images.hashes import joined, pack, unpack
+from pad.images.hashes import joined_hashes, pack, unpack
 from pad.images.identity import hashes_of, pixel_hash, with_hashes
 from pad.images.resolve import as_image_set, resolve
 
@@ -70,5 +70,5 @@ def test_packed_hashes_come_back():
     for damaged in (text[:-4], text[:-1], "ä" + text[1:], "?" * 8, 5, None, [text]):
         with pytest.raises(ValueError):  # noqa: PT011 - the caller names the file
             unpack(damaged)
-    np.testing.assert_array_equal(joined(hashes[:600], hashes[400:]), np.unique(hashes))
-    assert joined().size == 0
+    np.testing.assert_array_equal(joined_hashes(hashes[:600], hashes[400:]), np.unique(hashes))
+    assert joined_hashes().size == 0

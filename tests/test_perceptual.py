@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models import vgg16
 
-from pad.backbones.vgg import Backbone, _stlpips_file, load_backbone_weights
+from pad.backbones.vgg import VGGBackbone, _stlpips_file, load_backbone_weights
 from pad.config import Config
 from pad.errors import PadError
 from pad.images.resolve import resolve
@@ -39,7 +39,7 @@ def test_vgg16_equals_torchvisions(weights_file: Path) -> None:
     normalized = ((x + 1) / 2 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
         [0.229, 0.224, 0.225]
     ).view(3, 1, 1)
-    features = Backbone("vgg16", ["relu1_2", "relu3_3", "relu4_2"], str(weights_file))(x)
+    features = VGGBackbone("vgg16", ["relu1_2", "relu3_3", "relu4_2"], str(weights_file))(x)
     for name, cut in (("relu1_2", 4), ("relu3_3", 16), ("relu4_2", 21)):
         expected = reference.features[:cut](normalized)
         torch.testing.assert_close(features[name], expected, rtol=1e-3, atol=1e-4)
@@ -55,7 +55,7 @@ def test_shift_tolerant_pooling_equals_the_packages_own_filter() -> None:
         stride=2,
         groups=64,
     )
-    torch.testing.assert_close(Backbone("vgg16-st", ["relu2_1"])._pool(h, "relu2_1"), expected)
+    torch.testing.assert_close(VGGBackbone("vgg16-st", ["relu2_1"])._pool(h, "relu2_1"), expected)
 
 
 def test_default_backbone_takes_every_convolution_of_the_file() -> None:
@@ -67,13 +67,13 @@ def test_default_backbone_takes_every_convolution_of_the_file() -> None:
 
 
 def test_grey_images_are_repeated_to_three_channels() -> None:
-    backbone = Backbone("vgg16-st", ["relu2_2"])
+    backbone = VGGBackbone("vgg16-st", ["relu2_2"])
     x = noise(channels=1)
     torch.testing.assert_close(backbone(x)["relu2_2"], backbone(x.repeat(1, 3, 1, 1))["relu2_2"])
 
 
 def fitted(layers: dict[str, float], standardize: str = "sigma") -> RelativePerceptualL1:
-    similarity = RelativePerceptualL1(Backbone("vgg16-st", layers), layers, standardize)
+    similarity = RelativePerceptualL1(VGGBackbone("vgg16-st", layers), layers, standardize)
     return similarity.fit(similarity.features(noise(4, seed=s)) for s in range(3))
 
 
@@ -111,7 +111,7 @@ def test_in_the_score_the_channels_of_largest_sigma_count() -> None:
     """Of the deepest layer; rho, weights and components from them alone, as if the others were not there. In
     training, all count."""
     layers = {"relu2_2": 1.0, "relu3_1": 0.5}
-    backbone = Backbone("vgg16-st", layers)
+    backbone = VGGBackbone("vgg16-st", layers)
     similarity = RelativePerceptualL1(backbone, layers, size=32, weighted=True, channels=0.25, components=2)
     similarity.fit(similarity.features(noise(4, seed=s)) for s in range(3))
     x, y = noise(8, seed=10), noise(8, seed=11)
@@ -141,7 +141,7 @@ def test_residuals_of_normal_images_against_numpy(weighted: bool, components: in
     residuals; rho as in the paper before they are set and after they are reset."""
     layers = {"relu2_2": 1.0, "relu3_1": 0.5}
     similarity = RelativePerceptualL1(
-        Backbone("vgg16-st", layers), layers, size=32, weighted=weighted, components=components
+        VGGBackbone("vgg16-st", layers), layers, size=32, weighted=weighted, components=components
     )
     similarity.fit(similarity.features(noise(4, seed=s)) for s in range(3))
     x, y = noise(3, seed=10), noise(3, seed=11)
@@ -178,7 +178,7 @@ def test_errors_of_the_kinds_made_on_normal_images_do_not_count() -> None:
     across them it counts in full."""
     layers = {"relu2_1": 1.0}
     similarity = RelativePerceptualL1(
-        Backbone("vgg16-st", layers), layers, size=16, weighted=True, components=2
+        VGGBackbone("vgg16-st", layers), layers, size=16, weighted=True, components=2
     )
     similarity.fit([similarity.features(noise(4, seed=0, size=16))])
     statistics = similarity.of("relu2_1")
@@ -205,7 +205,7 @@ def test_fine_tuning_keeps_the_kinds_of_error_that_are_known() -> None:
     known = None
     for of in errors:
         similarity = RelativePerceptualL1(
-            Backbone("vgg16-st", layers), layers, size=16, weighted=True, components=2
+            VGGBackbone("vgg16-st", layers), layers, size=16, weighted=True, components=2
         )
         images = torch.einsum("nk,kchw->nchw", torch.randn(40, 2, generator=random), of)
         similarity.fit_residuals([[images]], known)
@@ -239,7 +239,7 @@ def test_components_are_as_many_as_the_images_can_tell(images: int, most: int, f
 def test_feature_weights_have_the_shape_of_the_features(size: int, backbone_size: int | None) -> None:
     layers = {"relu1_1": 1.0, "relu2_1": 1.0, "relu4_1": 1.0}
     for name in ("vgg16-st", "vgg16"):
-        backbone = Backbone("vgg16-st", layers, size=backbone_size)
+        backbone = VGGBackbone("vgg16-st", layers, size=backbone_size)
         backbone.blurred = name == "vgg16-st"
         similarity = RelativePerceptualL1(backbone, layers, size=size, weighted=True)
         for layer, f in zip(layers, similarity.features(torch.zeros(1, 1, size, size)), strict=True):
@@ -260,11 +260,11 @@ def test_the_denominator_carries_no_gradient() -> None:
 @pytest.mark.parametrize("size", [32, 24])
 def test_the_map_against_numpy(size: int) -> None:
     """Relative L1 of the raw features of the full image in each layer, whatever size the score looks at."""
-    backbone = Backbone("vgg16-st", ["relu3_1"], size=size)
+    backbone = VGGBackbone("vgg16-st", ["relu3_1"], size=size)
     fine = RelativePerceptualL1(backbone, {"relu3_1": 1.0}).map(x := noise(2, seed=7), y := noise(2, seed=8))
     assert fine.shape == (2, 32, 32)
     layers = ["relu2_1", "relu2_2", "relu3_1"]
-    reference = Backbone("vgg16-st", layers)
+    reference = VGGBackbone("vgg16-st", layers)
     expected = np.zeros((2, 32, 32))
     for name, f_x in reference(x).items():
         a, b = f_x.double().numpy(), reference(y)[name].double().numpy()
@@ -309,7 +309,7 @@ def test_moves_less_than_l1_and_l2_under_contrast_and_brightness(boots: Path, ch
     """
     images, _, _ = load_all(resolve([str(boots)], "train"), Config())
     layers = Config().layers
-    rho = RelativePerceptualL1(Backbone("vgg16-st", layers), layers)
+    rho = RelativePerceptualL1(VGGBackbone("vgg16-st", layers), layers)
     rho.fit(rho.features(batch) for batch in images.split(60))
     x, other = images[:40], images[40:80]
 
@@ -322,18 +322,18 @@ def test_moves_less_than_l1_and_l2_under_contrast_and_brightness(boots: Path, ch
 
 def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(PadError, match="no 'relu3_9'; did you mean 'relu3_3'"):
-        Backbone("vgg16-st", ["relu3_9"])
+        VGGBackbone("vgg16-st", ["relu3_9"])
     with pytest.raises(PadError, match=r"no such file .*missing\.pth"):
-        Backbone("vgg19", ["relu4_2"], str(tmp_path / "missing.pth"))
+        VGGBackbone("vgg19", ["relu4_2"], str(tmp_path / "missing.pth"))
     junk = tmp_path / "junk.pth"
     junk.write_bytes(b"not weights")
     with pytest.raises(PadError, match="cannot read"):
-        Backbone("vgg19", ["relu4_2"], str(junk))
+        VGGBackbone("vgg19", ["relu4_2"], str(junk))
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(PadError, match="does not hold the convolutions"):
-        Backbone("vgg19", ["relu4_2"], str(tmp_path / "other.pth"))
+        VGGBackbone("vgg19", ["relu4_2"], str(tmp_path / "other.pth"))
     with pytest.raises(PadError, match="too small"):
-        Backbone("vgg16-st", ["relu5_3"])(noise(1, size=8))
+        VGGBackbone("vgg16-st", ["relu5_3"])(noise(1, size=8))
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
@@ -347,5 +347,5 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(PadError):
-        Backbone("vgg16", ["relu1_1"], str(path))
+        VGGBackbone("vgg16", ["relu1_1"], str(path))
     assert not (tmp_path / "ran").exists()

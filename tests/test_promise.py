@@ -10,7 +10,7 @@ import pytest
 import pad
 from pad.images.resolve import resolve
 from pad.judging.calibration import Calibration
-from pad.learning.run import split_images
+from pad.learning.images import split_images
 
 SPLITS = 200
 

@@ -21,6 +21,7 @@ from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.images.stream import load_all
 from pad.learning.comparison import compare, format_quality, pseudo_anomalies, warnings_of
+from pad.learning.images import MemoryImages, load_images, split_images
 from pad.learning.replay import (
     MixedImages,
     Replay,
@@ -31,8 +32,6 @@ from pad.learning.replay import (
     mix,
     stored_latents,
 )
-from pad.learning.run import load_images, split_images
-from pad.learning.trainer import MemoryImages
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +245,45 @@ def test_views_are_fitted_anew_on_what_their_generator_may_not_calibrate_on(
     assert second.trained_among(calibration).all()
     quality = second.card["fine_tuning"]["quality"]
     assert quality["new"]["after"]["mean_score"] == pytest.approx(second.calibration.scores.mean(), abs=1e-4)
+
+
+def test_quick_views_alone_go_on_from_a_model(
+    boots: Path, trousers: Path, fashion: Path, tmp_path: Path
+) -> None:
+    """They are fitted anew, on old images as well where these are given; without a generator nothing replays
+    by itself. With steps a generator is trained beside them."""
+    run(
+        "train.py", "--data", boots, "--out", tmp_path / "a", "--device", "cpu", "--steps", 0,
+        "--set", "views=whole", "view_size=64", *SMALL,
+    )  # fmt: skip
+    first = pad.load(tmp_path / "a", device="cpu")
+    refused = fine_tune(tmp_path / "a", trousers, tmp_path / "b", status=2)
+    assert "no generator to replay its old normal by" in refused
+    bags = fashion / "test" / "bag"
+    text = fine_tune(tmp_path / "a", trousers, tmp_path / "c", "--replay", boots, trousers, "--check", bags)
+    both = pad.load(tmp_path / "c", device="cpu")
+    assert both.calibration is not None
+    assert len(both.calibration) == 20 + 120  # each image once
+    tuning = both.card["fine_tuning"]
+    assert tuning["replayed_images"] == 120
+    quality = tuning["quality"]
+    assert quality["new"]["before"]["flagged"] > 0.5
+    assert "flagged" in quality["new"]["after"]
+    found = [d.predict(resolve([str(bags)], "evaluate")).mean() for d in (first, both)]
+    assert [quality["check"][when]["flagged"] for when in ("before", "after")] == pytest.approx(
+        found, abs=1e-4
+    )
+    assert "anomalies of --check          20" in text
+    real_old = resolve([str(fashion / "test" / "normal")], "evaluate")
+    fine_tune(tmp_path / "a", trousers, tmp_path / "d", "--replay", "none")
+    forgot = pad.load(tmp_path / "d", device="cpu")
+    assert both.predict(real_old, 0.1).mean() < 0.4 < forgot.predict(real_old, 0.1).mean()
+    # A generator on top
+    fine_tune(
+        tmp_path / "a", boots, tmp_path / "e", "--replay", "none", "--steps", 2,
+        "--set", "views=[generator,whole]",
+    )  # fmt: skip
+    assert pad.load(tmp_path / "e", device="cpu").views == ("generator", "whole")
 
 
 def test_replayed_images_that_were_trained_on_calibrate_nothing(

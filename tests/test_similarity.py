@@ -6,6 +6,7 @@ import torch
 from skimage.metrics import structural_similarity
 
 from pad.config import Config
+from pad.similarity.base import Similarity
 from pad.similarity.build import build_similarity
 from pad.similarity.pixel import L1, L2, LPIPS, SSIM
 
@@ -39,11 +40,11 @@ def test_lpips_against_its_definition(pair: tuple[torch.Tensor, torch.Tensor]) -
     """Unit-normalized features of five layers, squared differences, weighted by the linear heads."""
     import lpips
 
-    from pad.backbones.vgg import Backbone
+    from pad.backbones.vgg import VGGBackbone
 
     x, y = pair
     layers = ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
-    backbone = Backbone("vgg16-st", layers)
+    backbone = VGGBackbone("vgg16-st", layers)
     backbone.blurred = False  # LPIPS pools by plain maxima
     heads = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).lins
     total = np.zeros(2)
@@ -73,3 +74,22 @@ def test_every_similarity_by_name(name: str, pair: tuple[torch.Tensor, torch.Ten
     z = y.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(similarity.compare(prepared, z).sum(), z)
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("similarity", [L1(), L2(), SSIM()])
+def test_what_learns_nothing_goes_through_the_same_steps_unchanged(similarity: Similarity) -> None:
+    """The protocol of pad/similarity/base.py, from `fit` to a saved state, does nothing to these."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(3, 1, 16, 16, generator=generator) * 2 - 1 for _ in range(2))
+    before = similarity(x, y)
+    similarity.fit([similarity.features(x)])
+    similarity.take_statistics(similarity)
+    similarity.choose_channels()
+    similarity.fit_residuals([similarity.differences(similarity.prepare(x), y)], similarity)
+    similarity.cast(torch.bfloat16)
+    assert torch.equal(similarity(x, y), before)
+    similarity.reset_residuals()
+    assert (similarity.statistics_state(), similarity.backbone_card()) == ({}, {})
+    similarity.make_room({})
+    similarity.load_statistics_state({})
+    assert torch.equal(similarity.compare(similarity.standardize(similarity.features(x)), y), before)

@@ -12,8 +12,9 @@ from pad.config import Config
 from pad.errors import PadError
 from pad.images.resolve import resolve
 from pad.images.stream import load_all
+from pad.learning.images import MemoryImages
 from pad.learning.losses import adversarial_loss
-from pad.learning.trainer import MemoryImages, Sampler, Trainer, check_finite
+from pad.learning.trainer import Sampler, Trainer, check_losses
 
 CPU = torch.device("cpu")
 
@@ -65,7 +66,12 @@ def test_same_seed_same_bits_and_another_seed_others(images: MemoryImages) -> No
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"augment_flip": True, "augment_shift": 2, "precision": "bfloat16"}]
+    "settings",
+    [
+        {},
+        {"augment_flip": True, "augment_shift": 2, "precision": "bfloat16"},
+        {"tolerate": {"brightness": 0.2, "rotation": 5.0, "flip": 1.0}},
+    ],
 )
 def test_resumed_equals_uninterrupted(
     images: MemoryImages, tmp_path: Path, settings: dict[str, object]
@@ -175,7 +181,7 @@ def test_cached_features_equal_computed_ones(images: MemoryImages) -> None:
 
 def test_a_loss_that_is_not_finite_is_reported() -> None:
     with pytest.raises(PadError, match="step 7: rec_loss is nan; the last good checkpoint is kept"):
-        check_finite({"rec_loss": torch.tensor(float("nan"))}, 7)
+        check_losses({"rec_loss": torch.tensor(float("nan"))}, 7)
 
 
 def test_a_generator_and_quick_views_are_trained_together_on_all_images(boots: Path) -> None:

@@ -31,7 +31,7 @@ from pad.learning.cross_fit import fold_of_each, out_of_fold_scores
 from pad.learning.quick import FIT_IMAGES, fitted_on
 from pad.recipes import build_config
 from pad.registry.publish import plan
-from pad.views.features import Features, features_of, joined
+from pad.views.features import Features, features_of, joined_features
 from pad.views.gaussian import Gaussian
 from pad.views.kept import KeptNormals
 from pad.views.middle import Middle
@@ -283,7 +283,7 @@ def test_no_image_is_judged_by_a_fit_that_saw_it(views: QuickViews) -> None:
     before = out_of_fold_scores(views, normal, pictures)
     other, place = like(views, 25, seed=5), torch.arange(25)
     place[3] = 28
-    after = out_of_fold_scores(views, joined([normal, other]).take(place), pictures)
+    after = out_of_fold_scores(views, joined_features([normal, other]).take(place), pictures)
     fold = fold_of_each(pictures)
     same = (fold == fold[3]) & (torch.arange(25) != 3)
     # Those of its fold are judged by the same fit as before, which did not see it; others by one that did.

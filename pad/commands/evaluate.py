@@ -11,19 +11,20 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from pad.commands.requests import request_of
+from pad.commands.streams import SHOWN, tell_first
 from pad.config import to_mapping
 from pad.detector import Detector
 from pad.errors import PadError, printable
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.judging.map_scale import scale_of
+from pad.judging.request import EvaluateRequest
 from pad.judging.rows import ANOMALY, Row, ScoreWriter, judge_batch, speaking
 from pad.judging.summary import format_table, summarize, write_summary
 from pad.scoring import score_batches
 from pad.showing.report import ReportWriter
 from pad.showing.visuals import Visuals
-
-SHOWN = 10  # rows on the terminal
 
 
 class Stopped(PadError):
@@ -44,19 +45,18 @@ class _Signal(KeyboardInterrupt):
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """`pad evaluate`: model, data -> scores and summary."""
-    if arguments.confidence is not None and arguments.fdr is not None:
-        raise PadError("--confidence goes with --fpr, not with --fdr: leave one of them away")
+    request = request_of(EvaluateRequest, arguments)
     with _stoppable() as check:
-        images = resolve(arguments.data, "evaluate", arguments.data_root)
+        images = resolve(request.data, "evaluate", request.data_root)
         detector = Detector.load(
-            arguments.model,
-            arguments.device,
-            arguments.backbone_weights,
-            arguments.allow_downloads,
-            arguments.view_backbone_weights,
+            request.model,
+            request.device,
+            request.backbone_weights,
+            request.allow_downloads,
+            request.view_backbone_weights,
         )
-        with _visuals(detector, images, arguments) as visuals:
-            rows = _score_and_write(detector, images, arguments, visuals, check)
+        with _visuals(detector, images, request) as visuals:
+            rows = _score_and_write(detector, images, request, visuals, check)
             scored = [row for row in rows if row.score is not None]
             if not scored:
                 raise PadError(f"no usable image among {images.describe()}: {rows[0].path}: {rows[0].error}")
@@ -64,45 +64,46 @@ def evaluate(arguments: argparse.Namespace) -> int:
             summary = summarize(
                 rows,
                 detector.calibration,
-                arguments.fpr,
-                arguments.fdr,
+                request.fpr,
+                request.fdr,
                 pixels,
-                confidence=arguments.confidence,
+                confidence=request.confidence,
             )
-            summary["model"] = arguments.model
+            summary["model"] = request.model
             if visuals and visuals.without_mask:
                 summary["notes"].append(
                     f"{visuals.without_mask} images count in no pixel metric: their masks cannot be used"
                 )
-            if arguments.out and arguments.out != "-":
-                write_summary(summary, Path(arguments.out) / "summary.json")
-            written = visuals.finish(rows, summary, Path(arguments.out)) if visuals else []
-        print(f"{_most_anomalous(scored)}\n\n{format_table(summary)}", file=_table_stream(arguments))
-        _tell(rows, visuals, written, arguments)
+            if request.folder:
+                write_summary(summary, request.folder / "summary.json")
+            written = visuals.finish(rows, summary, request.folder) if visuals and request.folder else []
+        print(f"{_most_anomalous(scored)}\n\n{format_table(summary)}", file=_table_stream(request))
+        _tell(rows, visuals, written, request)
         if visuals and visuals.unwritten:
             raise PadError(f"{visuals.unwritten}; the scores are complete")
-        return _status(summary, arguments)
+        return _status(summary, request)
 
 
 def _score_and_write(
     detector: Detector,
     images: ImageSet,
-    arguments: argparse.Namespace,
+    request: EvaluateRequest,
     visuals: Visuals | None,
     check: Callable[[], None],
 ) -> list[Row]:
     """All rows, each batch written before anything is drawn of it; `check` is called after each."""
     rows: list[Row] = []
-    writer = _writer(arguments)
+    writer = _writer(request)
     try:
         with writer or nullcontext():
             for batch in score_batches(
                 detector,
                 images,
-                arguments.fpr,
-                arguments.batch_size,
+                request.fpr,
+                request.batch_size,
                 visuals is not None,
-                arguments.confidence,
+                request.confidence,
+                not request.quiet,
             ):
                 rows += batch.rows.values()
                 if writer:
@@ -110,8 +111,8 @@ def _score_and_write(
                 if visuals:
                     visuals.add(*batch)
                 check()
-            if arguments.fdr is not None:
-                rows = judge_batch(rows, arguments.fdr)
+            if request.fdr is not None:
+                rows = judge_batch(rows, request.fdr)
             if writer:
                 writer.finish(rows)
     except (PadError, _Signal) as error:
@@ -121,12 +122,11 @@ def _score_and_write(
     return rows
 
 
-def _writer(arguments: argparse.Namespace) -> ScoreWriter | None:
-    if not arguments.out:
+def _writer(request: EvaluateRequest) -> ScoreWriter | None:
+    if not request.out:
         return None
-    to_file = arguments.out != "-"
-    destination = Path(arguments.out) / f"scores.{arguments.format}" if to_file else "-"
-    return ScoreWriter(destination, arguments.format, provisional=arguments.fdr is not None)
+    destination = request.folder / f"scores.{request.format}" if request.folder else "-"
+    return ScoreWriter(destination, request.format, provisional=request.fdr is not None)
 
 
 @contextmanager
@@ -160,65 +160,53 @@ def _stoppable() -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def _visuals(detector: Detector, images: ImageSet, arguments: argparse.Namespace) -> Iterator[Visuals | None]:
+def _visuals(detector: Detector, images: ImageSet, request: EvaluateRequest) -> Iterator[Visuals | None]:
     """What --report and --explain ask for, or None. Raises PadError if there is no folder for it."""
-    if not arguments.report and not arguments.explain:
+    if not request.folder or not (request.report or request.explain):
         yield None
         return
-    option = "--report" if arguments.report else "--explain"
-    if not arguments.out or arguments.out == "-":
-        raise PadError(f"{option} writes files: name a folder for them with --out")
-    if not arguments.report:
-        yield Visuals(detector.config, detector.calibration, images, None, arguments.explain)
+    if not request.report:
+        yield Visuals(detector.config, detector.calibration, images, None, request.explain)
         return
     with ReportWriter(
-        Path(arguments.out) / "report.html",
+        request.folder / "report.html",
         calibration=detector.calibration,
-        fpr=arguments.fpr,
-        confidence=arguments.confidence,
-        fdr=arguments.fdr,
+        fpr=request.fpr,
+        confidence=request.confidence,
+        fdr=request.fdr,
         config=detector.config,
         scale=scale_of(detector.calibration),
-        model=arguments.model,
+        model=request.model,
         card={**detector.card, "recipe": to_mapping(detector.config)},
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        projection=arguments.projection,
+        projection=request.projection,
     ) as report:
-        yield Visuals(detector.config, detector.calibration, images, report, arguments.explain)
+        yield Visuals(detector.config, detector.calibration, images, report, request.explain)
 
 
-def _tell(
-    rows: list[Row], visuals: Visuals | None, written: list[Path], arguments: argparse.Namespace
-) -> None:
+def _tell(rows: list[Row], visuals: Visuals | None, written: list[Path], request: EvaluateRequest) -> None:
     """Where pictures lie, and which images or pictures are missing: the first few, and how many more."""
     if report := next((path for path in written if path.suffix == ".html"), None):
-        print(printable(f"report: {report}"), file=_table_stream(arguments))
+        print(printable(f"report: {report}"), file=_table_stream(request))
     if montages := [path for path in written if path.suffix == ".png"]:
-        print(printable(f"explanations: {montages[0].parent}"), file=_table_stream(arguments))
-    _tell_first([f"skipped {row.path}: {row.error}" for row in rows if row.error])
-    _tell_first(visuals.failures if visuals else [])
+        print(printable(f"explanations: {montages[0].parent}"), file=_table_stream(request))
+    tell_first([f"skipped {row.path}: {row.error}" for row in rows if row.error])
+    tell_first(visuals.failures if visuals else [])
 
 
-def _tell_first(lines: list[str]) -> None:
-    for line in lines[:SHOWN]:
-        print(printable(line), file=sys.stderr)
-    if len(lines) > SHOWN:
-        print(f"... and {len(lines) - SHOWN} more like this", file=sys.stderr)
-
-
-def _status(summary: dict[str, Any], arguments: argparse.Namespace) -> int:
+def _status(summary: dict[str, Any], request: EvaluateRequest) -> int:
     """The exit status that --fail-on-anomaly and --fail-on-error ask for: anomalies (3) come before what
     could not be judged (4)."""
-    if arguments.fail_on_anomaly and summary["counts"]["flagged"]:
+    if request.fail_on_anomaly and summary["counts"]["flagged"]:
         return 3
-    if (arguments.fail_on_anomaly or arguments.fail_on_error) and summary["unjudged"]:
+    if (request.fail_on_anomaly or request.fail_on_error) and summary["unjudged"]:
         print(f"not all could be judged: {'; '.join(summary['unjudged'])} (exit status 4)", file=sys.stderr)
         return 4
     return 0
 
 
-def _table_stream(arguments: argparse.Namespace) -> Any:
-    return sys.stderr if arguments.out == "-" else sys.stdout
+def _table_stream(request: EvaluateRequest) -> Any:
+    return sys.stderr if request.to_stdout else sys.stdout
 
 
 def _most_anomalous(rows: list[Row]) -> str:

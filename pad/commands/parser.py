@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pad
+from pad.commands.logs import add_verbosity, set_up
 from pad.commands.streams import guard
-from pad.config import BATCH_SIZE, MOST_BATCH
+from pad.config import BATCH_SIZE, FPR, MOST_BATCH
 from pad.errors import PadError, printable
 
 Arguments = argparse.Namespace
@@ -55,7 +56,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
                         "brightness=0.2,contrast=0.2,rotation=5,shift=0.05,flip; none: nothing")  # fmt: skip
     parser.add_argument("--check", nargs="+", metavar="DATA", help="with --from: anomalies that the model "
                         "finds; says how many are found before and after")  # fmt: skip
+    parser.add_argument("--tile", type=_positive_int, metavar="PIXELS", help="cut large pictures into "
+                        "overlapping tiles of this side: one verdict a picture")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on where RUN stopped")
+    parser.add_argument("--dry-run", action="store_true", help="only show what would be done, and the recipe")
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
     _add_downloads(parser)
@@ -68,8 +72,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="write scores.csv and summary.json there; '-': scores to stdout"
     )
-    parser.add_argument("--fpr", type=_rate, default=0.05, metavar="RATE",
-                        help="false-alarm rate on normal images (default 0.05)")  # fmt: skip
+    parser.add_argument("--fpr", type=_rate, default=FPR, metavar="RATE",
+                        help=f"false-alarm rate on normal images (default {FPR:g})")  # fmt: skip
     _add_confidence(parser)
     parser.add_argument("--fdr", type=_rate, metavar="RATE",
                         help="bound the share of false ones among the flagged instead")  # fmt: skip
@@ -128,6 +132,7 @@ def _add_zoo(subparsers: Any) -> None:
 
     def add(name: str, module: str, function: str, text: str) -> argparse.ArgumentParser:
         parser = commands.add_parser(name, help=text, description=text, parents=[common])
+        add_verbosity(parser)
         parser.set_defaults(run=_run(f"pad.commands.{module}", function))
         return parser
 
@@ -244,7 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"pad {pad.__version__}")
     subparsers: Any = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (add, text) in _COMMANDS.items():
-        add(subparsers.add_parser(name, help=text, description=text))
+        command = subparsers.add_parser(name, help=text, description=text)
+        add(command)
+        add_verbosity(command)
     _add_zoo(subparsers)
     return _execute(parser, argv)
 
@@ -254,14 +261,8 @@ def script(command: str) -> int:
     add, text = _COMMANDS[command]
     parser = _Parser(prog=f"{command}.py", description=text)
     add(parser)
+    add_verbosity(parser)
     return _execute(parser, None)
-
-
-def train_arguments(argv: Sequence[str]) -> Arguments:
-    """The arguments of `pad train`, parsed, for programs that call `pad.commands.train.train`."""
-    parser = _Parser(prog="pad train")
-    _add_train(parser)
-    return parser.parse_args(argv)
 
 
 def _execute(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
@@ -269,6 +270,7 @@ def _execute(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int
         guard()
         try:
             arguments = parser.parse_args(argv)
+            set_up(arguments)
             return arguments.run(arguments)
         finally:
             sys.stdout.flush()

@@ -7,7 +7,9 @@ import os
 import sys
 from typing import Any, BinaryIO, TextIO, cast
 
-from pad.errors import PadError
+from pad.errors import PadError, printable
+
+SHOWN = 10  # lines of a kind on the terminal
 
 
 class _Output(io.FileIO):
@@ -71,3 +73,11 @@ def _guarded(stream: TextIO) -> TextIO:
         line_buffering=getattr(stream, "line_buffering", False),
         write_through=getattr(stream, "write_through", False),
     )
+
+
+def tell_first(lines: list[str]) -> None:
+    """The first of many lines of a kind on standard error, and how many more there are."""
+    for line in lines[:SHOWN]:
+        print(printable(line), file=sys.stderr)
+    if len(lines) > SHOWN:
+        print(f"... and {len(lines) - SHOWN} more like this", file=sys.stderr)

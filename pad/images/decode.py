@@ -17,10 +17,9 @@ from __future__ import annotations
 import io
 import os
 import stat
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,9 +30,12 @@ from pad.config import Config
 from pad.errors import PadError, one_line, printable
 from pad.images.geometry import seen_box
 
+Given = Image.Image | np.ndarray | torch.Tensor  # an image that is opened
+Seen = TypeVar("Seen")
+
 # The decoders that may run on a user's files; Pillow's others (EPS, which starts Ghostscript, for one) may
 # not.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _SMALL_FILE = 1 << 20  # bytes, read in one go
 MOST_SIDE = 1 << 16  # pixels of a picture's longer side
@@ -43,12 +45,6 @@ _MOST_PIXELS_A_BYTE, _FEW_PIXELS = 1 << 17, 1 << 22
 _MOST_TILE = 1 << 10  # side of a TIFF's tile that may be larger than the picture
 _BAND = 1 << 22  # pixels of a large picture that are converted at a time
 _TOLERANCE = 1e-3  # by which a float tensor may leave [-1, 1], for the rounding of whoever made it
-
-# read_image() checks the size itself and refuses, and other oddities are either harmless or an error.
-# Pillow's warnings would only be noise beside that, and to silence them around each call
-# (warnings.catch_warnings) is not safe in threads.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ImageError(PadError):
@@ -92,7 +88,7 @@ def _decode(file: IO[bytes], size: int, name: str) -> Image.Image:
     if size == 0:
         raise ImageError(name, "the file is empty")
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
             if reason := too_large(image, size):
                 raise ImageError(name, reason)
             image.load()
@@ -166,7 +162,7 @@ def planes(image: Image.Image | np.ndarray, config: Config) -> tuple[torch.Tenso
     """The first half of `to_tensor`: the pixels that are seen, (channels, H, W) uint8 or float32, and the
     value that means white."""
     if isinstance(image, np.ndarray):
-        image = _from_array(image)
+        image = from_array(image)
     return _planes(_crop(image, config), config.channels)
 
 
@@ -176,7 +172,8 @@ def scaled(pixels: torch.Tensor, white: float, config: Config) -> torch.Tensor:
     return (_resize(pixels, config.input_side).to(torch.float32) * (2.0 / white) - 1.0).clamp_(-1.0, 1.0)
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def from_array(array: np.ndarray) -> Image.Image:
+    """A uint8 array (H, W) or (H, W, 1, 3 or 4) as a picture. Raises ImageError for anything else."""
     if array.dtype != np.uint8:
         raise ImageError("", f"an image array must be uint8, not {array.dtype}")
     if array.ndim == 3 and array.shape[2] == 1:
@@ -268,16 +265,30 @@ def batch_tensor(images: Any, config: Config, first: int = 0) -> torch.Tensor:
     """
     if isinstance(images, torch.Tensor) or (isinstance(images, np.ndarray) and images.dtype.kind == "f"):
         return _float_batch(torch.as_tensor(images), config, first)
+    return torch.stack(each_of(images, lambda image, index: _seen(image, index, config), first))
+
+
+def each_of(images: Any, see: Callable[[Given, int], Seen], first: int = 0) -> list[Seen]:
+    """What `see` makes of each of some images, which are given as in `batch_tensor`; it takes the image,
+    opened, and its index, counted from `first`. Raises PadError, naming the index, for what is none."""
     if isinstance(images, str | os.PathLike | Image.Image):
         images = [images]
+    if isinstance(images, np.ndarray) and images.dtype.kind == "f":
+        images = torch.from_numpy(images)
     if isinstance(images, np.ndarray):
         _check_stack(images)
     if not isinstance(images, Iterable):
         raise PadError(f"images must be paths, PIL images, arrays or tensors, not {type(images).__name__}")
-    tensors = [_one(image, index, config) for index, image in enumerate(images, first)]
-    if not tensors:
+    seen = [_one(image, index, see) for index, image in enumerate(images, first)]
+    if not seen:
         raise PadError("no images were given")
-    return torch.stack(tensors)
+    return seen
+
+
+def _seen(image: Given, index: int, config: Config) -> torch.Tensor:
+    if isinstance(image, torch.Tensor):
+        return _float_batch(image[None], config, index)[0]
+    return to_tensor(image, config)
 
 
 def _check_stack(array: np.ndarray) -> None:
@@ -289,16 +300,16 @@ def _check_stack(array: np.ndarray) -> None:
         raise PadError(f"an array of images must be uint8 (n, H, W[, C]), not {array.shape}{hint}")
 
 
-def _one(image: Any, index: int, config: Config) -> torch.Tensor:
+def _one(image: Any, index: int, see: Callable[[Given, int], Seen]) -> Seen:
     name = f"images[{index}]"
     try:
         if isinstance(image, str | os.PathLike):
             name = f"{name} ({os.fspath(image)})"
-            return to_tensor(read_image(image, os.fspath(image)), config)
+            return see(read_image(image, os.fspath(image)), index)
         if isinstance(image, torch.Tensor) and image.dtype.is_floating_point:
-            return _float_batch(image[None], config, index)[0]
+            return see(image, index)
         if isinstance(image, Image.Image | np.ndarray):
-            return to_tensor(image, config)
+            return see(image, index)
     except ImageError as error:
         raise ImageError(name, error.reason) from None
     except PadError as error:

@@ -1,4 +1,5 @@
-"""Which part of a picture the model sees: one rule for reading images and for laying maps over them."""
+"""Which part of a picture the model sees, and its tiles: one rule for reading images and for laying maps over
+them."""
 
 from __future__ import annotations
 
@@ -13,3 +14,22 @@ def seen_box(width: int, height: int, crop: int | None, fit: str) -> Box:
         w = h = min(w, h)
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def tile_boxes(box: Box, tile: int) -> list[Box]:
+    """Squares of `tile` pixels that cover `box`, row by row: as few as overlap by a quarter or more, at equal
+    distances, the outermost flush with its edges. Where the box is shorter than a tile, so are they."""
+    left, top, right, bottom = box
+    return [
+        (x, y, min(x + tile, right), min(y + tile, bottom))
+        for y in _starts(top, bottom, tile)
+        for x in _starts(left, right, tile)
+    ]
+
+
+def _starts(first: int, last: int, tile: int) -> list[int]:
+    room = last - first - tile  # that the first tile leaves
+    if room <= 0:
+        return [first]
+    steps = -(-room // (tile - tile // 4))
+    return [first + round(i * room / steps) for i in range(steps + 1)]

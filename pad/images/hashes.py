@@ -16,7 +16,7 @@ NO_HASHES: Hashes = np.empty(0, np.uint64)
 HASH_BYTES = 6
 
 
-def joined(*parts: Hashes) -> Hashes:
+def joined_hashes(*parts: Hashes) -> Hashes:
     """All hashes of some sets, sorted, each once."""
     return np.unique(np.concatenate([NO_HASHES, *parts]))
 

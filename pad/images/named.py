@@ -62,7 +62,7 @@ SYSTEM_ROOT = Path("/usr/share/datasets")
 
 
 @dataclass(frozen=True)
-class Entry:
+class LabelledImage:
     """One image of a dataset: where it is in it, its class, and its content."""
 
     key: str  # "fashion-mnist/test/00042"
@@ -75,7 +75,9 @@ class Dataset:
     """How a named dataset is read, and what to tell a user who lacks it."""
 
     classes: tuple[str, ...]
-    read: Callable[[str, Purpose, Path | None], list[Entry]]  # the whole split; name, purpose, data root
+    read: Callable[
+        [str, Purpose, Path | None], list[LabelledImage]
+    ]  # the whole split; name, purpose, data root
     torch_name: str  # torchvision's class, which is also the folder that it makes
     origin: str  # where to get it
     normal: int | None = None  # the only class that can be normal, if there is such
@@ -88,7 +90,7 @@ def canonical(name: str) -> str:
     return {"cifar-10": "cifar10", "coil100": "coil-100", "fashionmnist": "fashion-mnist"}.get(plain, plain)
 
 
-def load(spec: str, purpose: Purpose, data_root: Path | None = None) -> ImageSet:
+def load_dataset(spec: str, purpose: Purpose, data_root: Path | None = None) -> ImageSet:
     """The ImageSet of a specification `NAME:CLASS[,CLASS...]`, where CLASS is an index or a name.
 
     Raises PadError for an unknown name or class, and for a dataset that is not there or is damaged.
@@ -167,7 +169,7 @@ def _places(name: str, data_root: Path | None, *below: str) -> list[Path]:
 _IDX_SPLITS = {"train": "train", "evaluate": "t10k"}
 
 
-def _read_idx_dataset(name: str, purpose: Purpose, data_root: Path | None) -> list[Entry]:
+def _read_idx_dataset(name: str, purpose: Purpose, data_root: Path | None) -> list[LabelledImage]:
     places = _places(name, data_root, f"{DATASETS[name].torch_name}/raw")
     split = _IDX_SPLITS[purpose]
     names = (f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte")
@@ -178,7 +180,7 @@ def _read_idx_dataset(name: str, purpose: Purpose, data_root: Path | None) -> li
             if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max(initial=0) > 9:
                 raise PadError(f"{files[0]}: does not fit its labels in {files[1].name}")
             part = "train" if purpose == "train" else "test"
-            return [Entry(f"{name}/{part}/{i:05d}", int(k), images[i]) for i, k in enumerate(labels)]
+            return [LabelledImage(f"{name}/{part}/{i:05d}", int(k), images[i]) for i, k in enumerate(labels)]
     raise _missing(name, f"{names[0]}[.gz] and {names[1]}[.gz]", places)
 
 
@@ -209,7 +211,7 @@ def read_idx(path: Path) -> np.ndarray:
 # CIFAR-10 -----------------------------------------------------------------------------------------
 
 
-def _read_cifar10(name: str, purpose: Purpose, data_root: Path | None) -> list[Entry]:
+def _read_cifar10(name: str, purpose: Purpose, data_root: Path | None) -> list[LabelledImage]:
     places = _places(name, data_root, "cifar-10")
     inner = "cifar-10-batches-py"
     roots = [place for place in places if (place / inner).is_dir()]
@@ -227,7 +229,7 @@ def _read_cifar10(name: str, purpose: Purpose, data_root: Path | None) -> list[E
         ) from None
     part = "train" if purpose == "train" else "test"
     pairs = zip(dataset.data, dataset.targets, strict=True)
-    return [Entry(f"{name}/{part}/{i:05d}", int(k), image) for i, (image, k) in enumerate(pairs)]
+    return [LabelledImage(f"{name}/{part}/{i:05d}", int(k), image) for i, (image, k) in enumerate(pairs)]
 
 
 # COIL-100 -----------------------------------------------------------------------------------------
@@ -236,7 +238,7 @@ _COIL_FILE = re.compile(r"obj(\d+)__(\d+)\.png", re.IGNORECASE)
 _COIL_TEST_EVERY = 5  # views; they are 5 degrees apart
 
 
-def _read_coil(name: str, purpose: Purpose, data_root: Path | None) -> list[Entry]:
+def _read_coil(name: str, purpose: Purpose, data_root: Path | None) -> list[LabelledImage]:
     places = _places(name, data_root, "coil100")
     for place in places:
         matches = [(m, p) for p in _listing(place) if (m := _COIL_FILE.fullmatch(p.name))]
@@ -244,7 +246,7 @@ def _read_coil(name: str, purpose: Purpose, data_root: Path | None) -> list[Entr
         if views:
             test = purpose == "evaluate"
             return [
-                Entry(f"{name}/{path.name}", number - 1, path)
+                LabelledImage(f"{name}/{path.name}", number - 1, path)
                 for number, angle, path in views
                 if (angle // 5 % _COIL_TEST_EVERY == _COIL_TEST_EVERY - 1) == test
             ]
@@ -263,7 +265,7 @@ def _listing(folder: Path) -> list[Path]:
 _CELEBA_SPLITS = {"train": "0", "evaluate": "2"}  # in list_eval_partition.txt
 
 
-def _read_celeba(name: str, purpose: Purpose, data_root: Path | None) -> list[Entry]:
+def _read_celeba(name: str, purpose: Purpose, data_root: Path | None) -> list[LabelledImage]:
     # Not torchvision's class: it insists on four more annotation files that this does not need.
     places = _places(name, data_root)
     needed = ("list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba")
@@ -278,7 +280,7 @@ def _read_celeba(name: str, purpose: Purpose, data_root: Path | None) -> list[En
     if not set(CELEBA_KINDS) <= set(names):
         raise PadError(f"{place / needed[0]}: the second line does not name {', '.join(CELEBA_KINDS)}")
     columns = [names.index(kind) + 1 for kind in CELEBA_KINDS]
-    entries: list[Entry] = []
+    entries: list[LabelledImage] = []
     for row in filter(None, (line.split() for line in rows)):
         if len(row) != len(names) + 1:
             raise PadError(
@@ -287,7 +289,7 @@ def _read_celeba(name: str, purpose: Purpose, data_root: Path | None) -> list[En
         present = [label for label, column in enumerate(columns, start=1) if row[column] == "1"]
         if split.get(row[0]) == _CELEBA_SPLITS[purpose] and len(present) <= 1:
             label = present[0] if present else 0
-            entries.append(Entry(f"{name}/{row[0]}", label, place / needed[2] / row[0]))
+            entries.append(LabelledImage(f"{name}/{row[0]}", label, place / needed[2] / row[0]))
     return entries
 
 
@@ -311,7 +313,7 @@ class _LmdbImage:
             return bytes(transaction.get(self.key))
 
 
-def _read_lsun(name: str, purpose: Purpose, data_root: Path | None) -> list[Entry]:
+def _read_lsun(name: str, purpose: Purpose, data_root: Path | None) -> list[LabelledImage]:
     # Not torchvision's class: it leaves a pickle in the working directory, and loads whatever lies there.
     split = "train" if purpose == "train" else "val"
     rooms = DATASETS[name].classes[:1] if purpose == "train" else DATASETS[name].classes
@@ -322,11 +324,13 @@ def _read_lsun(name: str, purpose: Purpose, data_root: Path | None) -> list[Entr
             break
     else:
         raise _missing(name, " and ".join(folders), places)
-    entries: list[Entry] = []
+    entries: list[LabelledImage] = []
     for label, folder in enumerate(folders):
         environment, keys = _open_lmdb(place / folder)
         entries += [
-            Entry(f"{name}/{folder}/{key.decode('ascii', 'replace')}", label, _LmdbImage(environment, key))
+            LabelledImage(
+                f"{name}/{folder}/{key.decode('ascii', 'replace')}", label, _LmdbImage(environment, key)
+            )
             for key in keys
         ]
     return entries

@@ -26,8 +26,7 @@ from PIL import Image
 
 from pad.errors import PadError, did_you_mean
 from pad.images.imageset import Content, ImageSet, Purpose, Sample
-from pad.images.named import DATASETS, canonical
-from pad.images.named import load as load_named
+from pad.images.named import DATASETS, canonical, load_dataset
 
 NORMAL_FOLDERS = ("normal", "good")
 MASK_FOLDER = "ground_truth"
@@ -93,7 +92,7 @@ def _resolve_one(spec: str, purpose: Purpose, data_root: str | os.PathLike[str] 
     if os.path.lexists(path) and not (named and data_root is not None):
         return _image_set(_from_path(path, purpose), path)
     if named:
-        return load_named(spec, purpose, Path(data_root) if data_root is not None else None)
+        return load_dataset(spec, purpose, Path(data_root) if data_root is not None else None)
     if glob.has_magic(spec):
         return _image_set(_from_glob(path, purpose), path)
     raise PadError(f"{spec}: no such file, folder or dataset{_suggestion(spec)}")

@@ -6,16 +6,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 
-from pad.config import Config, fitting_batch
+from pad.config import BATCH_SIZE, Config, fitting_batch
 from pad.devices import in_parallel, lanes
 from pad.images.decode import ImageError, planes, scaled
 from pad.images.imageset import ImageSet
 from pad.images.resize import at_side
+from pad.images.tiles import Pictures, Tiled, tiled
 
 Result = TypeVar("Result")
 
@@ -28,8 +29,16 @@ class Batch:
     """Some consecutive images of an ImageSet: those that could be read, and why others could not."""
 
     indices: list[int]  # of the rows of `tensor`, in the ImageSet
-    tensor: torch.Tensor  # float32 (len(indices), channels, size, size) in [-1, 1]
+    tensor: (
+        torch.Tensor
+    )  # float32 (len(indices), channels, size, size) in [-1, 1]; empty where there are tiles
     errors: list[tuple[int, str]]  # index in the ImageSet and the reason, without the name
+    tiles: list[Tiled] = field(default_factory=list)  # the pictures, where the recipe cuts them into tiles
+
+    @property
+    def pictures(self) -> Pictures:
+        """What a detector looks at."""
+        return self.tiles or self.tensor
 
 
 def stream(images: ImageSet, config: Config, batch_size: int, workers: int = 2) -> Iterator[Batch]:
@@ -38,7 +47,7 @@ def stream(images: ImageSet, config: Config, batch_size: int, workers: int = 2) 
     At most `workers` + 1 batches wait, so memory does not grow with the number of images. An unreadable image
     is in its batch's `errors`; a batch in which none was readable has an empty tensor.
     """
-    pieces = _ranges(len(images), batch_size)
+    pieces = _ranges(len(images), 1 if config.tile else batch_size)
     waiting: deque[Future[Batch]] = deque()
     pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="decode")
 
@@ -83,9 +92,16 @@ def each_batch(
         return function(batch)
 
     # A lane reads its own images: more threads than processors would be in each other's way.
-    batch_size = fitting_batch(config, batch_size)
-    workers = lanes(device, batch_size)
-    return in_parallel(read, _ranges(len(images), batch_size // workers), workers)
+    size, workers = shares(config, device, batch_size)
+    return in_parallel(read, _ranges(len(images), size), workers)
+
+
+def shares(config: Config, device: torch.device, batch_size: int) -> tuple[int, int]:
+    """How many images of a batch a lane takes at a time, and the number of lanes. Of pictures in tiles one:
+    the tiles are a batch of their own."""
+    size = fitting_batch(config, batch_size)
+    workers = lanes(device, BATCH_SIZE if config.tile else size)
+    return (1 if config.tile else size // workers), workers
 
 
 def _ranges(n: int, size: int) -> Iterator[range]:
@@ -96,16 +112,20 @@ def _ranges(n: int, size: int) -> Iterator[range]:
 def _decode(images: ImageSet, chosen: range, config: Config) -> Batch:
     indices: list[int] = []
     pixels: list[tuple[torch.Tensor, float]] = []
+    pictures: list[Tiled] = []
     errors: list[tuple[int, str]] = []
     for index in chosen:
         try:
-            pixels.append(_shrunk(*planes(images.open(index), config), config))
+            if config.tile is None:
+                pixels.append(_shrunk(*planes(images.open(index), config), config))
+            else:
+                pictures.append(tiled(images.open(index), config))
             indices.append(index)
         except ImageError as error:
             errors.append((index, error.reason))
         except Exception as error:  # pixels that Pillow cannot convert, a container that is lost
             errors.append((index, f"cannot be decoded ({str(error) or type(error).__name__})"))
-    return Batch(indices, _together(pixels, config), errors)
+    return Batch(indices, _together(pixels, config), errors, pictures)
 
 
 def _shrunk(pixels: torch.Tensor, white: float, config: Config) -> tuple[torch.Tensor, float]:

@@ -79,7 +79,7 @@ def in_variation(x: Tensor, tolerate: Mapping[str, float], seed: int) -> Tensor:
     same in every run, whatever the other images are. As they are where nothing is tolerated."""
     if not tolerate:
         return x
-    return torch.stack([varied(image, draw(tolerate, _random_of(image, seed))) for image in x])
+    return torch.stack([varied(image, draw(tolerate, random_of(image, seed))) for image in x])
 
 
 def vary(x: Tensor, tolerate: Mapping[str, float], random: torch.Generator) -> Tensor:
@@ -90,7 +90,9 @@ def vary(x: Tensor, tolerate: Mapping[str, float], random: torch.Generator) -> T
     return torch.stack([varied(image, draw(tolerate, random)) for image in x])
 
 
-def _random_of(image: Tensor, seed: int) -> torch.Generator:
+def random_of(image: Tensor, seed: int) -> torch.Generator:
+    """Random numbers that the seed and the pixels of an image (channels, h, w) in [-1, 1], at 8 bits,
+    decide."""
     pixels = ((image + 1) * 127.5).round().byte().contiguous().cpu().numpy()
     digest = hashlib.blake2b(pixels.data, digest_size=8, key=seed.to_bytes(8, "little"))
     return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)

@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pad.config import FPR
 from pad.detector import Detector
 from pad.images.imageset import ImageSet
 from pad.images.stream import load_all
 from pad.judging.calibration import Calibration
 from pad.learning.replay import Replay, known_scores, make_replay
 
-FPR = 0.05
 PSEUDO_IMAGES = 128  # of the old and of the new normal that are made strange, in both ways
 PIECES = 4  # a side
 FALL = 0.1  # of the share that is found: more is said in a warning
@@ -43,6 +43,7 @@ def compare(
     held_out: ImageSet,
     check: ImageSet | None = None,
     new_normal: Calibration | None = None,
+    known: Scores | None = None,
 ) -> Quality:
     """Images under both models: `{"old" | "new" | "pseudo" | "check": {"images", "before", "after"}}`, each
     of the last two with the `mean_score` and, where calibrated, the share `flagged` at 5 %.
@@ -50,14 +51,17 @@ def compare(
     old: the model that was fine-tuned. held_out: the new normal images that calibrate. check: anomalies that
     should go on being found; `pseudo` are stand-ins for them (see the module's text). new_normal: of the
     new model, on `held_out` alone; None: their scores are computed, which says too little of views that were
-    fitted on them.
+    fitted on them. known: scores of an old normal by which it was calibrated besides, without a replay.
     """
     of_new = (
         old.score(held_out).astype(np.float64),
         new_normal.scores if new_normal else new.score(held_out).astype(np.float64),
     )
     of_old = None if replay is None else _both(old, new, replay.held_out)
-    known = np.empty(0) if replay is None or of_old is None else known_scores(old, new, replay, *of_old)
+    if replay is not None and of_old is not None:
+        known = known_scores(old, new, replay, *of_old)
+    elif known is None:
+        known = np.empty(0)
     real = replay is not None and not replay.generated
     apart = _judged_apart(of_new[1], known, real) if new.calibration else {}
     quality: Quality = {}

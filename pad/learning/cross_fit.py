@@ -11,6 +11,7 @@ measured is the rate asked (docs/photographs.md), since a fit on n images differ
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from pad.errors import PadError
 from pad.images.hashes import Hashes
 from pad.judging.calibration import place_in_order
-from pad.views.features import Features, joined
+from pad.views.features import Features, joined_features
 from pad.views.quick import QuickViews
 
 FOLDS = 5
@@ -48,28 +49,42 @@ def out_of_fold_scores(
     varied: Features | None = None,
     teaching: Tensor | None = None,
 ) -> Tensor:
-    """The score of each image in each view, (n, views), by a fit on the folds that it is not in.
+    """The score of each image in each view, (n, views), by a fit on the folds that it is not in; with
+    variations of the images (`fits_by_fold`) that of its variation."""
+    judged = normal if varied is None else varied
+    scores = torch.empty(len(normal), len(views.names))
+    for held_out, fitted in fits_by_fold(views, normal, hashes, seed, varied, teaching):
+        scores[held_out] = fitted.scores(judged.take(held_out))
+    return scores
+
+
+def fits_by_fold(
+    views: QuickViews,
+    normal: Features,
+    hashes: Hashes,
+    seed: int = 0,
+    varied: Features | None = None,
+    teaching: Tensor | None = None,
+) -> Iterator[tuple[Tensor, QuickViews]]:
+    """For each fold, which images are in it, (n,) bool, and the views as fitted on all others.
 
     hashes: of the images, (n,). varied: of the same images in a tolerated variation each, which is in the
-    fold of its image; then both teach, and the variation is judged. teaching: which images teach, (n,) bool;
-    by default all. All are judged. Raises PadError if all are copies of one picture.
+    fold of its image; then both teach. teaching: which images teach, (n,) bool; by default all. Raises
+    PadError if all are copies of one picture.
     """
-    judged = normal if varied is None else varied
     fold = fold_of_each(hashes, seed)
     if not fold.any():
         raise PadError(f"all {len(fold)} normal images are copies of one picture; give at least 2 pictures")
-    scores = torch.empty(len(normal), len(views.names))
     for held_out in fold.unique():
         # A copy but for the backbone, which no fit changes.
         fitted = copy.deepcopy(views, {id(views.backbone): views.backbone})
         others = fold != held_out
-        fitted.fit(taught(normal, varied, others if teaching is None else others & teaching))
-        scores[fold == held_out] = fitted.scores(judged.take(fold == held_out))
-    return scores
+        chosen = others if teaching is None else others & teaching
+        yield fold == held_out, fitted.fit(taught(normal, varied, chosen))
 
 
 def taught(normal: Features, varied: Features | None, chosen: Tensor) -> Features:
     """What the chosen images teach: themselves, and their variations."""
     if varied is None:
         return normal.take(chosen)
-    return joined([normal.take(chosen), varied.take(chosen)])
+    return joined_features([normal.take(chosen), varied.take(chosen)])

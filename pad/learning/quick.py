@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pad.config import BATCH_SIZE, Config
 from pad.detector import Detector
@@ -17,59 +17,96 @@ from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.resize import at_side
 from pad.images.stream import Batch, each_batch
+from pad.images.variation import draw, in_variation, varied
 from pad.judging.map_scale import MapScale
 from pad.learning.cross_fit import out_of_fold_scores, taught
 from pad.learning.strangers import farthest, find_strangers
-from pad.views.features import Features, joined
+from pad.progress import progress_bar
+from pad.views.features import Features, joined_features
 from pad.views.kept import SIDE, KeptNormals
+from pad.views.quick import QuickViews
 
 FIT_IMAGES = 4096  # at most so many are fitted on and judged by; more would only cost time and memory
-LEAST_IMAGES = 4  # below, a fold would have nothing to fit on
+TILES_A_PICTURE = 64  # at most so many teach
+LEAST_FITTED = 4  # below, a fold would have nothing to fit on
 
 
 class Looked(NamedTuple):
-    """What the quick views saw of an ImageSet."""
+    """What the quick views saw of an ImageSet: of every image that could be read, or of some of its tiles."""
 
-    features: Features  # of those that could be read
+    features: Features
     varied: Features | None  # of the same in a variation each, where some are tolerated
     thumbnails: Tensor  # (n, channels, s, s) uint8
-    indices: list[int]  # of those, in the ImageSet
-    hashes: Hashes  # of those: which pictures they are
+    indices: list[int]  # of the images, in the ImageSet
+    hashes: Hashes  # which pictures they are
     errors: list[tuple[int, str]]  # index and reason
 
 
+class _Part(NamedTuple):
+    """A part of it."""
+
+    features: Features
+    varied: Features | None
+    thumbnails: Tensor
+    indices: list[int]
+
+
 def look(detector: Detector, images: ImageSet, progress: bool = False) -> Looked:
-    """The features of all images, in order. Raises PadError if none can be read."""
-    parts: list[Features] = []
-    varied_parts: list[Features] = []
-    thumbnails: list[Tensor] = []
-    indices: list[int] = []
+    """The features of all images, in order; where they are cut into tiles, of some tiles of each. Raises
+    PadError if none can be read."""
+    parts: list[_Part] = []
     errors: list[tuple[int, str]] = []
+    tiles = tiles_taught(detector.config, len(images))
 
-    def see(batch: Batch) -> tuple[Batch, Features | None, Features | None, Tensor]:
-        if not batch.indices:
-            return batch, None, None, torch.empty(0)
-        varied = detector.features(detector.varied(batch.tensor)) if detector.config.tolerate else None
-        return batch, detector.features(batch.tensor), varied, _thumbnails(batch.tensor)
+    def see(batch: Batch) -> tuple[int, list[tuple[int, str]], list[_Part]]:
+        seen = [_seen(detector, *portion) for portion in _portions(detector, batch, tiles)]
+        return len(batch.indices) + len(batch.errors), batch.errors, seen
 
-    disable = None if progress else True
-    with tqdm(total=len(images), desc="looking", unit="image", disable=disable, leave=False) as bar:
-        for batch, features, varied, small in each_batch(
-            see, images, detector.config, detector.device, BATCH_SIZE
-        ):
-            if features is not None:
-                parts.append(features)
-                thumbnails.append(small)
-            if varied is not None:
-                varied_parts.append(varied)
-            indices += batch.indices
-            errors += batch.errors
-            bar.update(len(batch.indices) + len(batch.errors))
+    with progress_bar(len(images), "looking", "image", progress) as bar:
+        for count, of_batch, seen in each_batch(see, images, detector.config, detector.device, BATCH_SIZE):
+            parts += seen
+            errors += of_batch
+            bar.update(count)
     if not parts:
         raise PadError(f"none of {images.describe()} can be read")
-    varied_features = joined(varied_parts) if varied_parts else None
-    hashes = hashes_of(images)[indices]
-    return Looked(joined(parts), varied_features, torch.cat(thumbnails), indices, hashes, errors)
+    variations = [part.varied for part in parts if part.varied is not None]
+    indices = [index for part in parts for index in part.indices]
+    return Looked(
+        joined_features([part.features for part in parts]),
+        joined_features(variations) if variations else None,
+        torch.cat([part.thumbnails for part in parts]),
+        indices,
+        hashes_of(images)[indices],
+        errors,
+    )
+
+
+def tiles_taught(config: Config, pictures: int) -> int:
+    """How many tiles of each of so many pictures teach: all together at most `most_fitted`."""
+    return max(1, min(TILES_A_PICTURE, most_fitted(config) // max(1, pictures)))
+
+
+def _portions(
+    detector: Detector, batch: Batch, tiles: int
+) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
+    """What is looked at in one go: indices, images and their variations. Of a picture in tiles it is a random
+    choice of them."""
+    config = detector.config
+    if config.tile is None and batch.indices:
+        x = batch.tensor
+        yield batch.indices, x, in_variation(x, config.tolerate, config.seed) if config.tolerate else None
+    for index, picture in zip(batch.indices, batch.tiles, strict=False):
+        order = torch.randperm(len(picture.boxes), generator=picture.random(config.seed))
+        chosen = order[:tiles].sort().values.tolist()
+        variation = draw(config.tolerate, picture.random(config.seed))
+        for _, x in picture.batches(detector.tiles_at_once, chosen):
+            y = torch.stack([varied(tile, variation) for tile in x]) if config.tolerate else None
+            yield [index] * len(x), x, y
+
+
+def _seen(detector: Detector, indices: list[int], x: Tensor, variations: Tensor | None) -> _Part:
+    seen = None if variations is None else detector.features(variations)
+    return _Part(detector.features(x), seen, _thumbnails(x), indices)
 
 
 def _thumbnails(x: Tensor) -> Tensor:
@@ -89,21 +126,31 @@ def strangers_among(looked: Looked, config: Config) -> Tensor:
 def fit_quick(detector: Detector, looked: Looked, strangers: Tensor) -> np.ndarray:
     """Fits the quick views on all that was seen, but for `strangers` (n,) bool; returns the score of each
     image in each view, (n, v), by fits that did not see it. Raises PadError for too few images."""
-    quick, config = detector.quick, detector.config
-    assert quick is not None
-    if len(looked.features) < LEAST_IMAGES:
+    quick, config = quick_of(detector), detector.config
+    if len(looked.features) < LEAST_FITTED:
         raise PadError(
-            f"the views take at least {LEAST_IMAGES} normal images; only {len(looked.features)} can be read"
+            f"the views take at least {LEAST_FITTED} normal images; only {len(looked.features)} can be read"
         )
-    teaching = ~strangers
     scores = out_of_fold_scores(
-        quick, looked.features, looked.hashes, config.seed, looked.varied, teaching
+        quick, looked.features, looked.hashes, config.seed, looked.varied, ~strangers
     )
-    belonging = teaching.nonzero().flatten()
+    fit_on(detector, looked, ~strangers)
+    return scores.numpy()
+
+
+def fit_on(detector: Detector, looked: Looked, chosen: Tensor) -> None:
+    """Fits the quick views on those that are chosen, (n,) bool, and keeps some of them to be shown."""
+    quick, config = quick_of(detector), detector.config
+    belonging = chosen.nonzero().flatten()
     quick.fit(taught(looked.features, looked.varied, belonging))
     kept = belonging[_spread(len(belonging), config.keep_normals, config.seed)]
     quick.kept = KeptNormals.of(looked.thumbnails[kept], looked.features.take(kept))
-    return scores.numpy()
+
+
+def quick_of(detector: Detector) -> QuickViews:
+    """The quick views, where it is known that there are some."""
+    assert detector.quick is not None
+    return detector.quick
 
 
 def calibrating(strangers: Tensor, config: Config) -> Tensor:

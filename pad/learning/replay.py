@@ -31,12 +31,11 @@ from pad.images.identity import hashes_of, with_hashes
 from pad.images.imageset import ImageSet
 from pad.images.resize import at_side
 from pad.images.stream import load_all
+from pad.images.variation import in_variation
 from pad.judging.calibration import Calibration, calibration_split
 from pad.latents import KEPT_IMAGES, kept_latents
-from pad.learning.trainer import Images, MemoryImages
+from pad.learning.images import Images, MemoryImages
 from pad.views.generator import GeneratorView
-
-NO_REPLAY = "none"  # --replay none: the old normal may be forgotten
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,8 @@ def calibrate_both(detector: Detector, old: Detector, replay: Replay) -> Calibra
     assert new is not None
     if detector.fusion is not None:
         return _calibrate_fused(detector, replay)
-    before, after = (model.score(replay.held_out).astype(np.float64) for model in (old, detector))
+    held_out = _in_variation(detector, replay)
+    before, after = (model.score(held_out).astype(np.float64) for model in (old, detector))
     known = known_scores(old, detector, replay, before, after)
     extra = {**new.extra, "old_normal": "estimated" if replay.generated else "measured"}
     # The next fine-tuning replays both.
@@ -213,13 +213,18 @@ def calibrate_both(detector: Detector, old: Detector, replay: Replay) -> Calibra
     return detector.calibration
 
 
+def _in_variation(detector: Detector, replay: Replay) -> Tensor:
+    """The images of the old normal that calibrate, judged as those of the new normal are."""
+    return in_variation(replay.held_out, detector.config.tolerate, detector.config.seed)
+
+
 def _calibrate_fused(detector: Detector, replay: Replay) -> Calibration:
     """Adds held-out images of the old normal; without real ones the old normal is not known to the views."""
     new = detector.calibration
     assert new is not None
     if replay.generated:
         return new
-    scores = detector.score(replay.held_out).astype(np.float64)
+    scores = detector.score(_in_variation(detector, replay)).astype(np.float64)
     extra = {**new.extra, "old_normal": "measured"}
     detector.calibration = Calibration(np.concatenate([new.scores, scores]), extra)
     return detector.calibration

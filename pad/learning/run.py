@@ -9,53 +9,48 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
-from pad.errors import PadError, printable
-from pad.images.hashes import NO_HASHES, Hashes, joined
+from pad.errors import PadError
+from pad.images.hashes import NO_HASHES, Hashes, joined_hashes
 from pad.images.identity import hashes_of, with_hashes
 from pad.images.imageset import ImageSet, joined_sets
 from pad.images.resize import at_side
 from pad.images.resolve import resolve
-from pad.images.stream import load_all, stream
+from pad.images.stream import stream
 from pad.images.variation import in_variation
-from pad.judging.calibration import Calibration, calibration_split
+from pad.judging.calibration import Calibration
 from pad.learning.comparison import compare
+from pad.learning.images import MINIMUM_IMAGES, in_batches, load_images, readable
 from pad.learning.quick import calibrate_quick, fit_quick, fitted_on, look, most_fitted
 from pad.learning.replay import MixedImages, Replay, calibrate_both, generator_of
-from pad.learning.trainer import (
-    CACHE_BYTES,
-    Images,
-    MemoryImages,
-    Trainer,
-    check_finite,
-    check_weights,
-    diverged,
-    in_batches,
-)
+from pad.learning.tiles import fit_tiles
+from pad.learning.trainer import Trainer, check_losses, check_weights, diverged
 from pad.networks import build_networks
+from pad.progress import progress_bar
 from pad.provenance import hardware, versions
-from pad.similarity.build import Similarity, build_similarity
-from pad.similarity.relative import RelativePerceptualL1
+from pad.similarity.base import Similarity
+from pad.similarity.build import build_similarity
 from pad.store.files import atomic
 from pad.store.model_folder import present, read_model
 from pad.store.run_folder import RunFolder
 from pad.views.generator import GeneratorView
 from pad.views.quick import build_quick
 
-MINIMUM_IMAGES = 8
+log = logging.getLogger(__name__)
+
 GRID_COLUMNS = 8
 RESIDUAL_IMAGES = 2048  # of the training images, which say how a model errs on normal ones
 _BOOKKEEPING = (
@@ -90,6 +85,7 @@ _FIXED_BY_MODEL = (
     "view_backbone",
     "view_size",
     "input_size",
+    "tile",
 )
 
 
@@ -109,72 +105,6 @@ class Interrupted(PadError):
         self.status = 128 + number
 
 
-# Images ------------------------------------------------------------------------------------------
-
-
-class FileImages:
-    """Training images decoded whenever they are drawn, for sets that do not fit in memory."""
-
-    def __init__(self, images: ImageSet, config: Config) -> None:
-        self.images, self.config = images, config
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices: Tensor) -> Tensor:
-        chosen = self.images.subset(indices.tolist())
-        batches = list(stream(chosen, self.config, batch_size=max(1, len(chosen) // 4), workers=4))
-        readable = at_side(torch.cat([batch.tensor for batch in batches]), self.config.size)
-        if not len(readable):
-            raise PadError(f"{self.images.describe()}: a whole batch of {len(chosen)} images cannot be read")
-        # Others of the batch stand in for those that cannot be read, so that its size stays.
-        return readable[torch.arange(len(chosen)) % len(readable)]
-
-
-def load_images(images: ImageSet, config: Config, progress: bool = False) -> tuple[Images, list[str]]:
-    """Training images, in memory if they fit, and a line for each that could not be read."""
-    bytes_needed = 2 * len(images) * config.channels * config.size**2
-    if bytes_needed > CACHE_BYTES:
-        return FileImages(images, config), []
-    with _bar(len(images), "reading", "image", progress) as bar:
-        pixels, _, errors = load_all(images, config, half=True, progress=bar.update, side=config.size)
-    return MemoryImages(pixels), [f"{images.samples[i].name}: {reason}" for i, reason in errors]
-
-
-def split_images(
-    images: ImageSet, config: Config, trained: Hashes | None = None, progress: bool = False
-) -> tuple[ImageSet, ImageSet]:
-    """Normal images to train on, and those kept back for calibration, by their content (`calibration_split`).
-
-    Without a generator all are trained on: they are judged by cross-fitting.
-    trained: hashes of what a model was trained on that is to be fine-tuned; none of it calibrates.
-    Raises PadError if there are fewer than 8, saying how many and where, or if none can calibrate.
-    """
-    if len(images) < MINIMUM_IMAGES:
-        raise PadError(f"training takes at least {MINIMUM_IMAGES} normal images; found {images.describe()}")
-    with _bar(len(images), "comparing", "image", progress) as bar:
-        images = with_hashes(images, progress=bar.update)
-    if not config.has_generator:
-        return images, images.subset([])
-    try:
-        training, calibration = calibration_split(
-            hashes_of(images), config.calibration_fraction, seed=config.seed, trained=trained
-        )
-    except PadError as error:
-        raise PadError(f"{images.source}: {error}") from None
-    return images.subset(training.tolist()), images.subset(calibration.tolist())
-
-
-def readable(images: ImageSet, config: Config) -> tuple[ImageSet, list[str]]:
-    """The images that can be read, and a line for each of the others."""
-    kept: list[int] = []
-    errors: list[str] = []
-    for batch in stream(images, config, 64):
-        kept += batch.indices
-        errors += [f"{images.samples[i].name}: {reason}" for i, reason in batch.errors]
-    return (images.subset(kept) if errors else images), errors
-
-
 # Training ----------------------------------------------------------------------------------------
 
 
@@ -188,9 +118,11 @@ def train_detector(
     checkpoint: Mapping[str, Any] | None = None,
     start: Detector | None = None,
     progress: bool = False,
-    data_root: Path | None = None,
+    data_root: str | Path | None = None,
     replay: Replay | None = None,
     check: ImageSet | None = None,
+    old_images: ImageSet | None = None,
+    stoppable: bool = False,
 ) -> Detector:
     """Trains, calibrates, and (with a folder) keeps checkpoints, samples, a log and the model.
 
@@ -204,18 +136,25 @@ def train_detector(
         start: a trained detector to start from; its mu and sigma stay, so that scores stay comparable.
         replay: images of what `start` calls normal, to train on besides.
         check: anomalies; how many of them `start` finds, and the new detector, is put on its card.
+        old_images: images of what `start` calls normal, on which quick views are fitted besides where there
+            is no generator.
         progress: show progress bars (on a terminal).
+        stoppable: SIGINT and SIGTERM stop it between two steps, once it has saved itself; for that it takes
+            the place of the process's own handlers while it runs. Only with a folder.
 
     Raises:
         PadError: too few readable images, settings that do not fit (`minutes` without a generator, say), or a
             loss that is no longer finite.
-        Interrupted: SIGINT or SIGTERM came, and the run was saved; only with a folder.
+        Interrupted: SIGINT or SIGTERM came, and the run was saved.
     """
     begun = time.monotonic()
     if minutes is not None and not config.has_generator:
         raise PadError("a time to train for, and no generator to train: leave the time away, or give steps")
     if not config.has_generator:
-        return _fit_views(config, training, device, folder, begun, progress)
+        detector = _fit_views(config, training, device, begun, progress, start, old_images, check)
+        if folder is not None:
+            detector.save(RunFolder(folder).model)
+        return detector
     source, errors = load_images(training, config, progress)
     calibration, more_errors = readable(calibration, config)
     _tell_skipped(errors + more_errors)
@@ -225,18 +164,17 @@ def train_detector(
             f"of {len(training) + len(errors) + len(calibration)} in {training.source} can be read"
         )
     statistics = None
-    if config.statistics != "normal" and start is None:
+    generator = start.generator if start else None  # None beside a start: quick views, which get one now
+    if config.statistics != "normal" and generator is None:
         statistics, _ = load_images(resolve([config.statistics], "evaluate", data_root), config)
-    trained = joined(
+    trained = joined_hashes(
         hashes_of(training),
         replay.hashes if replay else NO_HASHES,
         start.trained_on if start is not None and start.trained_on is not None else NO_HASHES,
     )
     images = MixedImages(source, replay.training, config.size) if replay else source
-    trainer = Trainer(
-        config, images, device, statistics, start.generator.similarity if start and start.generator else None
-    )
-    if start is not None:
+    trainer = Trainer(config, images, device, statistics, generator.similarity if generator else None)
+    if start is not None and generator is not None:
         start_from(trainer, start)
     card: dict[str, Any] = {
         "versions": versions(),
@@ -255,27 +193,46 @@ def train_detector(
         }
     run_folder = None if folder is None else RunFolder(folder)
     run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, trained, start, replay, check)
-    run.training_images = training
+    run.training_images, run.stoppable = training, stoppable and folder is not None
     if checkpoint is not None:
         run.resume(checkpoint)
     return run.run()
 
 
 def _fit_views(
-    config: Config, images: ImageSet, device: torch.device, folder: Path | None, begun: float, progress: bool
+    config: Config,
+    new: ImageSet,
+    device: torch.device,
+    begun: float,
+    progress: bool,
+    start: Detector | None,
+    old: ImageSet | None,
+    check: ImageSet | None,
 ) -> Detector:
-    """A detector of the quick views alone: fitted, cross-fitted and calibrated on all images."""
+    """A detector of the quick views alone: fitted, cross-fitted and calibrated on all images, those of an old
+    normal among them."""
+    images = new
+    if old is not None:
+        old = with_hashes(old)
+        old = old.subset(np.flatnonzero(~np.isin(hashes_of(old), hashes_of(new))).tolist())
+        images = joined_sets(new, old)
     detector = Detector(config, None, build_quick(config), device)
-    looked = look(detector, fitted_on(images, 0, config), progress)
-    skipped = [f"{images.samples[i].name}: {reason}" for i, reason in looked.errors]
+    fitted = fitted_on(images, 0, config)
+    looked = look(detector, fitted, progress)
+    skipped = [f"{fitted.samples[i].name}: {reason}" for i, reason in looked.errors]
     _tell_skipped(skipped)
-    calibrate_quick(detector, looked, fit_quick(detector, looked))
+    seen = sorted(set(looked.indices))
+    if config.tile is None:
+        scores = fit_quick(detector, looked)
+        calibrate_quick(detector, looked, scores)
+    else:
+        scores = fit_tiles(detector, looked, fitted, progress)
     detector.card = {
         "versions": versions(),
         "data": {
             **images.fingerprint(),
-            "images": len(looked.indices),
-            "calibration_images": len(looked.indices),
+            "images": len(seen),
+            "calibration_images": len(seen),
             "skipped": len(skipped),
         },
         "training": {
@@ -286,19 +243,28 @@ def _fit_views(
         },
     }
     detector.trained_on, detector.fitted_on = NO_HASHES, hashes_of(images)
-    if folder is not None:
-        detector.save(RunFolder(folder).model)
+    if start is not None:
+        fused = detector.fusion.fuse(scores) if detector.fusion else scores[:, 0]
+        among_new = np.isin(hashes_of(fitted)[seen], hashes_of(new))
+        judged, known = (fused[rows].astype(np.float64) for rows in (among_new, ~among_new))
+        new, _ = readable(new, config)
+        detector.card["fine_tuning"] = {
+            "from": start.card.get("data", {}),
+            "replay": old.source if old else "none",
+            "replayed_images": int((~among_new).sum()),
+            "quality": compare(start, detector, None, new, check, Calibration(judged), known),
+        }
     return detector
 
 
 def _tell_skipped(lines: list[str]) -> None:
     for line in lines[:20]:
-        print(printable(f"skipped {line}"), file=sys.stderr)
+        log.warning("skipped %s", line)
     if len(lines) > 20:
-        print(f"skipped {len(lines) - 20} more", file=sys.stderr)
+        log.warning("skipped %d more", len(lines) - 20)
 
 
-def check_recipe(config: Config, start: Detector | None = None, data_root: Path | None = None) -> None:
+def check_recipe(config: Config, start: Detector | None = None, data_root: str | Path | None = None) -> None:
     """Finds what is wrong with a recipe before anything is read, written or said; see `train_detector`.
 
     Raises PadError for widths that do not fit the sizes, a backbone or a layer that cannot be had, images too
@@ -403,7 +369,7 @@ def _calibrate(detector: Detector, training: ImageSet, calibration: ImageSet, pr
     detector.calibrate(
         calibration.subset([looked.indices[row] for row in judged]), quick_scores=scores[judged]
     )
-    detector.fitted_on = joined(hashes_of(training), hashes_of(calibration))
+    detector.fitted_on = joined_hashes(hashes_of(training), hashes_of(calibration))
 
 
 class Run:
@@ -429,6 +395,7 @@ class Run:
         self.begun, self.progress = begun, progress
         self.trained_on, self.start, self.replay, self.check = trained_on, start, replay, check
         self.received: list[int] = []  # signals
+        self.stoppable = False  # by signals
         self.saved: int | None = None  # the step of the newest checkpoint
         self.trained = False  # to the end, and saved
         self.writer: Any = None
@@ -437,7 +404,7 @@ class Run:
 
     def run(self) -> Detector:
         """Trains to the end, or from where `resume` has put it, and makes the model."""
-        with self._signals() if self.folder else contextlib.nullcontext():
+        with self._signals() if self.stoppable else contextlib.nullcontext():
             if not self.trained:
                 self._train()
             elif self.folder is not None and _is_model_of(self.folder, self.trainer.steps_done):
@@ -455,10 +422,11 @@ class Run:
             raise PadError("--resume: this run was trained with other weights of the backbone: give those")
         machine = hardware(self.trainer.device)
         if state.get("hardware", machine) != machine:
-            print(
-                f"this run was begun on {state['hardware']} and goes on with {machine}: the model will not "
-                "be the same as one trained in one go",
-                file=sys.stderr,
+            log.warning(
+                "this run was begun on %s and goes on with %s: the model will not be the same as one trained "
+                "in one go",
+                state["hardware"],
+                machine,
             )
         self.trainer.load_state_dict(state["trainer"])
         self.begun = time.monotonic() - state["elapsed"]
@@ -479,13 +447,55 @@ class Run:
 
     def _train(self) -> None:
         """Steps until the end, a signal, or a loss that is not finite; saves on the way."""
-        if self.folder is not None:
-            self.folder.cut_log(self.trainer.steps_done)
+        config, trainer, folder = self.config, self.trainer, self.folder
+
+        # Where it begins: at the newest checkpoint, or with one of its own ----------------------
+        if folder is not None:
+            folder.cut_log(trainer.steps_done)
             if self.saved is None:
                 self._save()
-        self.writer = _tensorboard(self.config, self.folder, self.trainer.steps_done)
+        self.writer = _tensorboard(config, folder, trainer.steps_done)
+        mark, marked_step = time.monotonic(), trainer.steps_done
+        done = self.share_done() >= 1 and trainer.steps_done > 0
+
         with self._training_bar() as bar:
-            self._steps(bar)
+            while not done:
+                # A step, at the learning rates of the share that is done -----------------------
+                losses = trainer.step(min(self.share_done(), 0.999))
+                step = trainer.steps_done
+                done = self.share_done() >= 1
+                saving = done or bool(self.received) or step % config.checkpoint_every == 0
+                sampling = config.sample_every and (done or step % config.sample_every == 0 or step == 1)
+                logging_now = step % config.log_every == 0
+
+                # Its numbers, which have to be finite ------------------------------------------
+                # Elsewhere than on a CPU, to read them at every step would stall the device.
+                if trainer.device.type == "cpu" or saving or logging_now:
+                    numbers = check_losses(losses, step)
+                if saving or sampling:
+                    check_weights(trainer)
+
+                # The log and the bar -----------------------------------------------------------
+                if logging_now:
+                    now = time.monotonic()
+                    rate = config.batch_size * (step - marked_step) / (now - mark)
+                    mark, marked_step = now, step
+                    self._log(step, numbers, rate)
+                    bar.set_postfix(self._postfix(numbers, rate))
+                bar.update(self._done() - bar.n)
+
+                # Samples -----------------------------------------------------------------------
+                if sampling:
+                    self._sample(step)
+
+                # A checkpoint; a signal stops the run after one --------------------------------
+                if self.received:
+                    self._save()
+                    raise Interrupted(self.received[0], step, False)
+                if saving and not done:
+                    self._save()
+
+        # The end, which the last checkpoint says --------------------------------------------------
         if self.writer is not None:
             self.writer.close()
         self.trained = True
@@ -493,42 +503,12 @@ class Run:
         if self.received:
             raise Interrupted(self.received[0], self.trainer.steps_done, True)
 
-    def _steps(self, bar: Any) -> None:
-        config, trainer = self.config, self.trainer
-        every_step = trainer.device.type == "cpu"  # elsewhere reading a number would stall the device
-        mark, marked_step = time.monotonic(), trainer.steps_done
-        done = self.share_done() >= 1 and trainer.steps_done > 0
-        while not done:
-            losses = trainer.step(min(self.share_done(), 0.999))
-            step = trainer.steps_done
-            done = self.share_done() >= 1
-            saving = done or bool(self.received) or step % config.checkpoint_every == 0
-            sampling = config.sample_every and (done or step % config.sample_every == 0 or step == 1)
-            if every_step or saving or step % config.log_every == 0:
-                numbers = check_finite(losses, step)
-            if saving or sampling:
-                check_weights(trainer)
-            if step % config.log_every == 0:
-                now = time.monotonic()
-                rate = config.batch_size * (step - marked_step) / (now - mark)
-                mark, marked_step = now, step
-                self._log(step, numbers, rate)
-                bar.set_postfix(self._postfix(numbers, rate))
-            bar.update(self._done() - bar.n)
-            if sampling:
-                self._sample(step)
-            if self.received:
-                self._save()
-                raise Interrupted(self.received[0], step, False)
-            if saving and not done:
-                self._save()
-
     def _training_bar(self) -> Any:
         """A bar over the seconds or the steps, so that it shows the time left in both cases."""
         if self.minutes:
-            bar = _bar(round(60 * self.minutes), "training", "s", self.progress)
+            bar = progress_bar(round(60 * self.minutes), "training", "s", self.progress)
         else:
-            bar = _bar(self.config.steps, "training", "step", self.progress)
+            bar = progress_bar(self.config.steps, "training", "step", self.progress)
         bar.update(self._done())
         return bar
 
@@ -547,6 +527,7 @@ class Run:
             detector.card["fine_tuning"]["quality"] = quality
         if self.folder is not None:
             detector.save(self.folder.model)
+            log.info("saved the model of step %d", self.trainer.steps_done)
         return detector
 
     def _calibrated(self) -> Detector:
@@ -598,6 +579,7 @@ class Run:
         }
         self.folder.write_checkpoint(self.trainer.steps_done, state)
         self.saved = self.trainer.steps_done
+        log.info("saved the checkpoint of step %d", self.saved)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -683,12 +665,7 @@ def _load(model: Path, device: str, config: Config) -> Detector:
 
 
 def _backbone(similarity: Similarity) -> str | None:
-    return similarity.backbone.fingerprint if isinstance(similarity, RelativePerceptualL1) else None
-
-
-def _bar(total: int | None, what: str, unit: str, progress: bool) -> Any:
-    # disable=None: a bar on a terminal, silence in a pipe.
-    return tqdm(total=total, desc=what, unit=unit, disable=None if progress else True, leave=False)
+    return similarity.backbone_card().get("fingerprint")
 
 
 def _tensorboard(config: Config, folder: RunFolder | None, step: int) -> Any:

@@ -10,49 +10,22 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pad.config import BATCH_SIZE, Config
-from pad.devices import cast_similarity, pick_precision, to_device
+from pad.config import Config
+from pad.devices import pick_precision, to_device
 from pad.errors import PadError
 from pad.images.variation import vary
 from pad.learning.balancing import GradientNormalizer
+from pad.learning.images import CACHE_BYTES, Images
 from pad.learning.losses import adversarial_loss, critic_loss, gradient_penalty
 from pad.networks import build_networks
-from pad.similarity.build import Similarity, build_similarity
-from pad.similarity.relative import RelativePerceptualL1
-
-CACHE_BYTES = 1 << 30  # features of the training images are kept while they fit in here
-
-
-class Images(Protocol):
-    """The training images: a length, and any of them as a batch (n, channels, size, size) in [-1, 1]."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Tensor) -> Tensor: ...
-
-
-def in_batches(images: Images, indices: Tensor, size: int = BATCH_SIZE) -> Iterator[Tensor]:
-    """The images of these indices in order, `size` at a time."""
-    return (images.batch(part) for part in indices.split(size))
-
-
-class MemoryImages:
-    """Training images (n, channels, size, size) in [-1, 1] held in memory in half precision."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images.half()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices: Tensor) -> Tensor:
-        return self.images[indices].float()
+from pad.similarity.base import Similarity
+from pad.similarity.build import build_similarity
 
 
 class Sampler:
@@ -93,21 +66,22 @@ class Trainer:
     ) -> None:
         self.config, self.images, self.device = config, images, device
         self.dtype = pick_precision(config.precision, device)
-        torch.manual_seed(config.seed)
         self.random = torch.Generator().manual_seed(config.seed)
-        self.networks = to_device(build_networks(config), device)
+        with torch.random.fork_rng(devices=[]):  # weights are drawn from the process's own numbers: put back
+            torch.default_generator.manual_seed(config.seed)
+            networks = build_networks(config)
+        self.networks = to_device(networks, device)
         self.averaged = nn.ModuleDict(
             {name: copy.deepcopy(self.networks[name]) for name in ("encoder", "generator")}
         ).requires_grad_(False)
         self.averaged.eval()
         self.similarity = build_similarity(config).to(device)
-        cast_similarity(self.similarity, self.dtype)
+        self.similarity.cast(self.dtype)
         self._features: list[Tensor] | None = None
-        if isinstance(self.similarity, RelativePerceptualL1):
-            if isinstance(similarity, RelativePerceptualL1):
-                self.similarity.take_statistics(similarity)
-            else:
-                self._fit_similarity(self.similarity, statistics_images)
+        if similarity is not None:
+            self.similarity.take_statistics(similarity)
+        elif self.similarity.keeps_features:
+            self._fit_similarity(statistics_images)
         self.sampler = Sampler(len(images), self.random)
         encoder, generator = self.networks["encoder"], self.networks["generator"]
         self.optimizers = {
@@ -248,7 +222,6 @@ class Trainer:
         with torch.no_grad(), self._autocast():
             if self._features is None:
                 return x, self.similarity.prepare(x)
-            assert isinstance(self.similarity, RelativePerceptualL1)
             return x, self.similarity.standardize([f[indices].to(self.device) for f in self._features])
 
     @property
@@ -268,13 +241,13 @@ class Trainer:
             )
         return vary(x, self.config.tolerate, self.random)
 
-    def _fit_similarity(self, similarity: RelativePerceptualL1, statistics_images: Images | None) -> None:
+    def _fit_similarity(self, statistics_images: Images | None) -> None:
         """mu and sigma; in the same pass the features of the training images are kept, if they fit."""
 
         def features(images: Images, keep: bool) -> Iterator[list[Tensor]]:
             for indices in torch.arange(len(images)).split(64):
                 with torch.no_grad():
-                    batch = similarity.features(images.batch(indices).to(self.device))
+                    batch = self.similarity.features(images.batch(indices).to(self.device))
                 if keep and indices[0] == 0:
                     self._features = self._room_for(batch, len(images))
                 if keep and self._features is not None:
@@ -282,7 +255,7 @@ class Trainer:
                         kept[indices] = f
                 yield batch
 
-        similarity.fit(features(statistics_images or self.images, keep=statistics_images is None))
+        self.similarity.fit(features(statistics_images or self.images, keep=statistics_images is None))
         if statistics_images is not None and not self._augmenting:
             for _ in features(self.images, keep=True):
                 pass
@@ -350,7 +323,7 @@ class Trainer:
         self.critic_steps_done = int(state["critic_steps_done"])
 
 
-def check_finite(losses: dict[str, Tensor], step: int) -> dict[str, float]:
+def check_losses(losses: dict[str, Tensor], step: int) -> dict[str, float]:
     """The losses as numbers. Raises PadError if one is no longer finite."""
     numbers = {name: float(value) for name, value in losses.items()}
     for name, value in numbers.items():

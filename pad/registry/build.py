@@ -9,6 +9,7 @@ zoo/NAME/   the model folder, and beside its four files
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pad.config import parse_assignments, zoo_folder
+from pad.config import FPR, zoo_folder
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.imageset import ImageSet
@@ -25,7 +26,9 @@ from pad.images.resolve import resolve
 from pad.images.stream import stream
 from pad.judging.metrics import rate
 from pad.judging.summary import summarize
-from pad.learning.run import finished_detector, split_images
+from pad.learning.images import split_images
+from pad.learning.plan import carry_out, planned
+from pad.learning.run import finished_detector
 from pad.provenance import hardware
 from pad.recipes import build_config
 from pad.registry.cards import draw_card, write_card
@@ -37,11 +40,15 @@ from pad.store.index import add_entry
 
 SAMPLES = 6  # normal ones, and as many anomalous ones
 RATES = (0.01, 0.05, 0.1, 0.2)  # false-alarm rates that are checked
-FPR = 0.05  # of the flagged shares in the tables
 
 
-def build(
-    entry: Entry, runs: Path, root: Path | None = None, data_root: str | None = None, device: str = "auto"
+def build_model(
+    entry: Entry,
+    runs: Path,
+    root: Path | None = None,
+    data_root: str | None = None,
+    device: str = "auto",
+    progress: bool = False,
 ) -> Path:
     """Trains one model (or takes it from a finished run), measures it and writes it into the zoo.
 
@@ -51,11 +58,12 @@ def build(
         root: the zoo's folder; by default the installed one.
         data_root: where named datasets lie.
         device: auto, cpu, cuda or mps.
+        progress: show progress bars (on a terminal).
 
     Returns its folder. Raises PadError if the data is not there, or the run is of other images or settings.
     """
     root = root or zoo_folder()
-    detector = trained(entry, runs / entry.short_name, data_root, device)
+    detector = trained(entry, runs / entry.short_name, data_root, device, progress)
     images = _images(entry, "evaluate", data_root)
     summary = measure(detector, images)
     summary["model"] = f"zoo:{entry.name}"
@@ -81,24 +89,18 @@ def build(
 # Training -----------------------------------------------------------------------------------------
 
 
-def trained(entry: Entry, run: Path, data_root: str | None, device: str) -> Detector:
+def trained(entry: Entry, run: Path, data_root: str | None, device: str, progress: bool = False) -> Detector:
     """The model of the run folder `run`, trained as train.py does it if it is not there or not finished.
 
     Raises PadError if the run was made from other images or with other settings than the entry says.
     """
-    from pad.commands.parser import train_arguments
-    from pad.commands.train import train
-
     images = _images(entry, "train", data_root)
-    arguments = train_arguments(entry.train_arguments(run, data_root, device))
-    settings = {**parse_assignments(arguments.set), "seed": entry.seed}
-    if arguments.steps is not None:
-        settings["steps"] = arguments.steps
-    config = build_config(arguments.config, settings, images)
+    request = entry.request(run, data_root, device)
+    config = build_config(request.config, request.settings(), images)
     training, calibration = split_images(images, config)
     if (detector := finished_detector(run, config, training, calibration, device)) is None:
-        arguments.resume = run.is_dir()
-        train(arguments)
+        with planned(dataclasses.replace(request, resume=run.is_dir()), progress) as plan:
+            carry_out(plan, progress, stoppable=True)
         detector = Detector.load(run, device)
     return detector
 

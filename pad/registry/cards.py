@@ -5,7 +5,6 @@ Every number in it comes from the evaluation.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 
 from pad.detector import Detector
 from pad.images.decode import batch_tensor
+from pad.images.tiles import as_seen
 from pad.judging.calibration import Calibration
 from pad.judging.map_scale import scale_of
 from pad.judging.metrics import METRICS
@@ -27,7 +27,7 @@ from pad.store.model_folder import CARD, WEIGHTS
 
 PICTURE = "card.png"
 SIGNIFICANCE = 0.05  # how often chance alone may make the card speak of a shift
-SHOWN = 4  # normal, and as many anomalous images in the picture
+PICTURED = 4  # normal, and as many anomalous images in the picture
 METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "average_precision": "average precision",
@@ -50,9 +50,7 @@ def write_card(entry: Entry, detector: Detector, summary: Mapping[str, Any], fol
         calibration=len(detector.calibration or ()),
         summary=summary,
         metrics=METRIC_NAMES,
-        train_command=shlex.join(
-            ["python", "train.py", *entry.train_arguments(Path("runs") / entry.short_name, None, None)]
-        ),
+        train_command=entry.request(Path("runs") / entry.short_name).command(),
         size=(folder / WEIGHTS).stat().st_size,
         parameters=parameters_of(detector),
         picture=PICTURE,
@@ -155,14 +153,15 @@ def draw_card(detector: Detector, folder: Path, samples: Sequence[str]) -> None:
         samples: paths of images inside it, normal ones first.
     """
     half = len(samples) // 2
-    panels = [list(samples[:half][:SHOWN]), list(samples[half:][:SHOWN])]
+    panels = [list(samples[:half][:PICTURED]), list(samples[half:][:PICTURED])]
     figure = Figure(figsize=(8.4, 1.25 * max(map(len, panels)) + 0.5), layout="constrained")
     brightest = scale.high if (scale := scale_of(detector.calibration)) else None
     parts: Any = figure.subfigures(1, 2)
     for part, names, title in zip(parts, panels, ("normal", "anomalous"), strict=True):
         axes = part.subplots(len(names), 3, squeeze=False)
-        x = batch_tensor([folder / name for name in names], detector.config)
-        examined = detector.examine(x)
+        paths = [folder / name for name in names]
+        x = batch_tensor(paths, detector.config)
+        examined = detector.examine(as_seen(paths, detector.config))
         part.suptitle(title, fontsize=10)
         for row, name in enumerate(names):
             pictures = [_picture(x[row].numpy()), _picture(examined.nearest[row].numpy())]

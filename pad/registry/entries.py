@@ -9,6 +9,7 @@ import yaml
 
 from pad.config import zoo_folder
 from pad.errors import PadError
+from pad.learning.request import TrainRequest
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Entry:
     licence: str  # as the hub calls it: "mit"
     about: str  # of the data
     limits: tuple[str, ...] = ()
-    train: tuple[str, ...] = ()  # further arguments of train.py
+    config: str | None = None  # of train.py, as are the next two
+    steps: int | None = None
+    set: tuple[str, ...] = ()
     prepare: str | None = None  # the command that makes the data
     seed: int = 0
 
@@ -30,12 +33,18 @@ class Entry:
         """The name of its run folder."""
         return self.name.rpartition("/")[2]
 
-    def train_arguments(self, run: Path, data_root: str | None, device: str | None) -> list[str]:
-        """Of `pad train`, complete."""
-        arguments = ["--data", self.data, "--out", run.as_posix(), "--seed", str(self.seed), *self.train]
-        for option, value in (("--data-root", data_root), ("--device", device)):
-            arguments += [option, value] if value else []
-        return arguments
+    def request(self, run: Path, data_root: str | None = None, device: str = "auto") -> TrainRequest:
+        """Its training, into the run folder `run`."""
+        return TrainRequest(
+            str(run),
+            (self.data,),
+            data_root,
+            self.config,
+            self.set,
+            self.steps,
+            seed=self.seed,
+            device=device,
+        )
 
 
 def read_entries(root: Path | None = None) -> dict[str, Entry]:
@@ -51,7 +60,7 @@ def read_entries(root: Path | None = None) -> dict[str, Entry]:
         entries = {}
         for name, values in content["models"].items():
             merged = {**content["groups"][name.partition("/")[0]], **values}
-            lists = {key: tuple(map(str, merged.get(key, ()))) for key in ("limits", "train")}
+            lists = {key: tuple(map(str, merged.get(key, ()))) for key in ("limits", "set")}
             entries[name] = Entry(name=name, **{**merged, **lists})
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise PadError(f"cannot read {path}: {' '.join(str(error).split())}") from None

@@ -11,7 +11,7 @@ from pad.remote.http import Refused, ServerError, Unreachable
 from pad.remote.hub import FULL, check_token, endpoint, no_space, offline, refusal, scrub
 
 
-def download(
+def download_files(
     repo: str,
     revision: str | None,
     limits: Mapping[str, int],

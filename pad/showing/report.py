@@ -257,7 +257,8 @@ class ReportWriter:
         known = [latent for latent in latents if latent is not None]
         if len(known) < 3 or len(known) < len(latents) or len({len(latent) for latent in known}) != 1:
             return None, ""
-        stacked = np.nan_to_num(np.stack(known).astype(np.float32))
+        # What half precision could not hold goes to its edge: beyond, principal components overflow.
+        stacked = np.nan_to_num(np.stack(known).astype(np.float32), posinf=6e4, neginf=-6e4)
         points, caption = project(stacked, self._projection)
         low, high = points.min(axis=0), points.max(axis=0)
         places = (points - low) / np.maximum(high - low, 1e-12)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-from pad.backbones.vgg import Backbone
-from pad.config import Config
-from pad.similarity.pixel import L1, L2, LPIPS, SSIM, PixelSimilarity
-from pad.similarity.relative import RelativePerceptualL1
+import torch
 
-Similarity = RelativePerceptualL1 | PixelSimilarity
+from pad.backbones.vgg import VGGBackbone
+from pad.config import Config
+from pad.similarity.base import Similarity
+from pad.similarity.pixel import L1, L2, LPIPS, SSIM
+from pad.similarity.relative import RelativePerceptualL1
 
 
 def build_similarity(config: Config, download: bool = True, pretrained: bool = True) -> Similarity:
@@ -22,10 +23,15 @@ def build_similarity(config: Config, download: bool = True, pretrained: bool = T
 
     Raises PadError if its backbone cannot be had.
     """
+    with torch.random.fork_rng(devices=[]):  # layers begin with random weights, which nobody sees
+        return _build(config, download, pretrained)
+
+
+def _build(config: Config, download: bool, pretrained: bool) -> Similarity:
     if config.similarity == "relative-perceptual-l1":
         # A side that two poolings halve without a rest: they would drop what is left over at the border.
         size = None if config.backbone_scale == 1 else 4 * math.ceil(config.backbone_scale * config.size / 4)
-        backbone = Backbone(
+        backbone = VGGBackbone(
             config.backbone, config.layers, config.backbone_weights, size, download, pretrained
         )
         return RelativePerceptualL1(

@@ -1,9 +1,4 @@
-"""How different two images are, by name: the relative perceptual L1 and the others that it is compared with.
-
-Every similarity has `prepare(x)`, what is needed of the first image; `compare(prepared, y) -> (n,)`;
-`map(x, y) -> (n, h, w)`, where they differ; and `forward(x, y)`.
-Images are (n, 1 or 3, h, w) in [-1, 1]; 0 for equal images, higher is more different.
-"""
+"""Similarities that learn nothing, which the relative perceptual L1 is compared with."""
 
 from __future__ import annotations
 
@@ -15,17 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pad.backbones.vgg import load_backbone_weights
+from pad.similarity.base import Similarity
 
 
-class PixelSimilarity(nn.Module):
+class PixelSimilarity(Similarity):
     """A similarity that is a map over the pixels and its mean."""
-
-    def backbone_card(self) -> dict[str, str]:
-        """Nothing to say: there is no backbone whose weights a model must meet again."""
-        return {}
-
-    def prepare(self, x: Tensor) -> list[Tensor]:
-        return [x]
 
     def pixels(self, x: Tensor, y: Tensor) -> Tensor:
         """(n, h, w)"""
@@ -36,9 +25,6 @@ class PixelSimilarity(nn.Module):
 
     def map(self, x: Tensor, y: Tensor) -> Tensor:
         return self.pixels(x, y)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.compare(self.prepare(x), y)
 
 
 class L1(PixelSimilarity):

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pad.backbones.vgg import Backbone
+from pad.backbones.vgg import VGGBackbone
 from pad.errors import PadError
+from pad.similarity.base import Similarity
 
 MAP_LAYERS = ("relu2_1", "relu2_2", "relu3_1")  # of anomaly maps, as far as the backbone goes
 _WEIGHT_FLOOR = 0.3  # least residual of a feature, as a share of the mean over features
@@ -37,7 +38,7 @@ _COMPONENT_IMAGES = 4  # for each component: fewer say more about these images t
 _COMPONENT_NUMBERS = 1 << 25  # of residuals that components are found from, in all
 
 
-class RelativePerceptualL1(nn.Module):
+class RelativePerceptualL1(Similarity):
     """rho(x, y), over one layer or several (their weighted mean).
 
     Args:
@@ -57,9 +58,11 @@ class RelativePerceptualL1(nn.Module):
     Images are (n, 1 or 3, h, w) in [-1, 1]. Higher is more different; 0 for equal images.
     """
 
+    keeps_features = True
+
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: VGGBackbone,
         layers: Mapping[str, float],
         standardize: str = "sigma",
         sigma_floor: float = 0.3,
@@ -85,6 +88,10 @@ class RelativePerceptualL1(nn.Module):
     def backbone_card(self) -> dict[str, str]:
         """Which network it sees through."""
         return {"name": self.backbone.name, "fingerprint": self.backbone.fingerprint}
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Sets the number format of the frozen convolutions. The statistics stay as they are."""
+        self.backbone.convolutions.to(dtype=dtype).to(memory_format=torch.channels_last)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """f(x) of each layer, (n, c, h', w'), of the channels that count, not yet standardized."""
@@ -133,9 +140,6 @@ class RelativePerceptualL1(nn.Module):
             total = total + F.interpolate(density, size=x.shape[-2:], mode="bilinear")
         return total[:, 0] / len(layers)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.compare(self.prepare(x), y)
-
     @torch.no_grad()
     def fit(self, batches: Iterable[Sequence[Tensor]]) -> RelativePerceptualL1:
         """Sets mu and sigma of each layer from batches of `features`. Raises PadError if there are none."""
@@ -154,8 +158,9 @@ class RelativePerceptualL1(nn.Module):
             self.of(name).assign(mean, (squares / n - mean.square()).clamp_min(0).sqrt())
         return self
 
-    def take_statistics(self, other: RelativePerceptualL1) -> None:
+    def take_statistics(self, other: Similarity) -> None:
         """mu and sigma of another one of the same layers."""
+        assert isinstance(other, RelativePerceptualL1)
         for layer in self.layers:
             self.of(layer).mean.copy_(other.of(layer).mean)
             self.of(layer).sigma.copy_(other.of(layer).sigma)
@@ -186,6 +191,21 @@ class RelativePerceptualL1(nn.Module):
         which is what training follows."""
         for name in self.layers:
             self.of(name).reset_residuals(chosen=False)
+
+    def statistics_state(self) -> dict[str, Tensor]:
+        """mu and sigma and, once it knows of residuals, w and B of each layer, as LAYER.NAME."""
+        return self.statistics.state_dict()
+
+    def make_room(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """For the channels that count, and for as many components as a state has: fewer than the recipe asks
+        for where images were few, more where the model was fine-tuned."""
+        self.choose_channels()
+        for layer in self.layers:
+            shape = shapes.get(f"{layer}.components")
+            self.of(layer).make_room(shape[0] if shape else 0)
+
+    def load_statistics_state(self, state: Mapping[str, Tensor]) -> None:
+        self.statistics.load_state_dict({key: state[key] for key in self.statistics.state_dict()})
 
     def of(self, layer: str) -> LayerStatistics:
         """The statistics of a layer."""

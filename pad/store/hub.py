@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pad.config import zoo_folder
 from pad.errors import PadError, did_you_mean
-from pad.remote.download import download as download_files
+from pad.remote.download import download_files
 from pad.store.index import ZooModel, is_inside, read_index
 from pad.store.model_folder import CONFIG, FILES, LIMITS, MAX_OTHER, WEIGHTS, present
 
@@ -49,7 +49,7 @@ def resolve_model(spec: str | Path, root: Path | None = None) -> Path:
         return _resolve_zoo(text.removeprefix("zoo:"), root or zoo_folder())
     if text.startswith("hf-hub:"):
         repo, revision = parse_hub_spec(text)
-        return download(repo, revision)
+        return download_model(repo, revision)
     return _resolve_path(Path(spec), root)
 
 
@@ -132,10 +132,12 @@ def download_zoo_model(model: ZooModel) -> Path:
     """The folder of a model that the index says is remote, at its pinned revision and checksums."""
     if model.remote is None:
         raise PadError(f"zoo:{model.name} is not published anywhere")
-    return download(model.remote["repo"], model.remote["revision"], model.files)
+    return download_model(model.remote["repo"], model.remote["revision"], model.files)
 
 
-def download(repo: str, revision: str | None = None, checksums: Mapping[str, str] | None = None) -> Path:
+def download_model(
+    repo: str, revision: str | None = None, checksums: Mapping[str, str] | None = None
+) -> Path:
     """Downloads a model folder into the hub's cache, or takes it from there.
 
     Args:
@@ -144,7 +146,7 @@ def download(repo: str, revision: str | None = None, checksums: Mapping[str, str
         checksums: sha256 by file, of every file that must be there; only these are fetched. By default the
             files of a model folder are, and compared with what the hub announces.
 
-    Returns the folder in the cache. Raises PadError as `pad.remote.download.download` does.
+    Returns the folder in the cache. Raises PadError as `download_files` does.
     """
     limits = {name: LIMITS.get(name, MAX_OTHER) for name in checksums or FILES}
     return download_files(repo, revision, limits, WEIGHTS, checksums)

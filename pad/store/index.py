@@ -34,7 +34,7 @@ from pad.remote.cache import sha256
 from pad.store.files import atomic
 from pad.store.model_folder import check_inside, read_model
 
-FORMAT = 1
+INDEX_FORMAT = 1
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -75,8 +75,8 @@ def read_index(root: Path | None = None) -> dict[str, ZooModel]:
         raise PadError(f"cannot read {path}: {one_line(str(error))}") from None
     if not isinstance(content, dict) or not isinstance(content.get("models", []), list):
         raise PadError(f"{path} must hold 'format' and a list of 'models'")
-    if content.get("format", FORMAT) != FORMAT:
-        raise PadError(f"{path} is of format {content.get('format')}, this pad reads {FORMAT}: upgrade pad")
+    if (found := content.get("format", INDEX_FORMAT)) != INDEX_FORMAT:
+        raise PadError(f"{path} is of format {found}, this pad reads {INDEX_FORMAT}: upgrade pad")
     models = [_entry(values, path) for values in content.get("models", [])]
     return {model.name: model for model in models}
 
@@ -180,6 +180,6 @@ def _write(root: Path, index: Mapping[str, ZooModel]) -> None:
         values = {key: dict(v) if isinstance(v, Mapping) else v for key, v in asdict(model).items()}
         models.append({key: v for key, v in values.items() if key != "remote" or v is not None})
     text = "# Written by pad.store.index.add_entry from measured results: do not edit.\n"
-    text += yaml.safe_dump({"format": FORMAT, "models": models}, sort_keys=False, allow_unicode=True)
+    text += yaml.safe_dump({"format": INDEX_FORMAT, "models": models}, sort_keys=False, allow_unicode=True)
     with atomic(root / "index.yaml") as file:
         file.write(text.encode())

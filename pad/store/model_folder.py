@@ -96,7 +96,7 @@ def write_model(
         CARD: readme.encode(),
     }
     if calibration is not None:
-        contents[CALIBRATION] = (json.dumps(calibration, allow_nan=False) + "\n").encode()
+        contents[CALIBRATION] = _calibration_json(calibration, folder / CALIBRATION)
 
     folder = _absolute(folder)
     new = sibling(folder, "new")
@@ -116,6 +116,13 @@ def write_model(
             raise
     except OSError as error:
         raise CannotWrite(f"the model to {folder}", error) from None
+
+
+def _calibration_json(calibration: Mapping[str, Any], path: Path) -> bytes:
+    try:
+        return (json.dumps(calibration, allow_nan=False) + "\n").encode()
+    except ValueError:
+        raise PadError(f"cannot write {path}: the model makes numbers that are not finite") from None
 
 
 class _PlainDumper(yaml.SafeDumper):

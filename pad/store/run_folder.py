@@ -16,8 +16,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from filelock import FileLock, Timeout
 from pad.errors import PadError
 from pad.store.files import CannotWrite, atomic, remove_orphans, restore_folder
 from pad.store.model_folder import present
+
+log = logging.getLogger(__name__)
 
 KEPT_CHECKPOINTS = 2
 _LOCK = ".lock"
@@ -138,7 +140,7 @@ class RunFolder:
                 old.unlink()
 
     def read_checkpoint(self) -> dict[str, Any] | None:
-        """The newest one that can be read, or None; a line on standard error for each that cannot."""
+        """The newest one that can be read, or None; a warning in the log for each that cannot."""
         for path in reversed(self.checkpoints()):
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
@@ -147,7 +149,7 @@ class RunFolder:
                 reason = "it is not the state of a run"
             except Exception as error:  # a damaged file raises anything; an older one may be whole
                 reason = " ".join(str(error).split())[:200] or "it is empty or cut short"
-            print(f"skipped checkpoint {path}: {reason}", file=sys.stderr)
+            log.warning("skipped checkpoint %s: %s", path, reason)
         return None
 
     # The log and the samples

@@ -33,7 +33,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Score = Annotated[float, msgspec.Meta(ge=-MOST_SCORE, le=MOST_SCORE)]
 
 
-class Backbone(msgspec.Struct, frozen=True):
+class _Backbone(msgspec.Struct, frozen=True):
     """The pretrained network that the model was trained with."""
 
     name: Text = ""
@@ -74,8 +74,8 @@ class FineTuning(msgspec.Struct, frozen=True, rename={"start": "from"}):
 class _ModelConfig(msgspec.Struct, frozen=True):
     """config.yaml without its `recipe`, which pad.config checks."""
 
-    backbone: Backbone = Backbone()
-    view_backbone: Backbone = Backbone()
+    backbone: _Backbone = _Backbone()
+    view_backbone: _Backbone = _Backbone()
     versions: dict[Text, Text] = {}
     data: Data = Data()
     training: Training = Training()
@@ -83,7 +83,7 @@ class _ModelConfig(msgspec.Struct, frozen=True):
     calibration: Data = Data()
 
 
-class MapScale(msgspec.Struct, frozen=True):
+class _MapScale(msgspec.Struct, frozen=True):
     """What anomaly maps are drawn on: 0 <= low < high."""
 
     low: Annotated[float, msgspec.Meta(ge=0, le=MOST_SCORE)]
@@ -93,7 +93,7 @@ class MapScale(msgspec.Struct, frozen=True):
 class _Extra(msgspec.Struct, frozen=True):
     """What else was measured on the calibration images."""
 
-    map_scale: MapScale | None = None
+    map_scale: _MapScale | None = None
     old_normal: Literal["estimated", "measured"] | None = None
     trained_images: Count | None = None
     views: dict[Text, list[Score]] | None = None

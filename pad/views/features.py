@@ -48,7 +48,7 @@ def _at_side(layer: Tensor, side: int) -> Tensor:
     return F.interpolate(layer, size=(side, side), mode="bilinear")
 
 
-def joined(parts: list[Features]) -> Features:
+def joined_features(parts: list[Features]) -> Features:
     """The features of several batches as those of one."""
     deep = [torch.cat(layers) for layers in zip(*(p.deep for p in parts), strict=True)]
     return Features(deep, torch.cat([p.middle for p in parts]), torch.cat([p.local for p in parts]))

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pad.config import Config
-from pad.devices import cast_similarity, pick_precision, to_device
-from pad.similarity.build import Similarity
-from pad.similarity.relative import RelativePerceptualL1
+from pad.devices import pick_precision, to_device
+from pad.similarity.base import Similarity
 
 
 class Compared(NamedTuple):
@@ -45,7 +44,7 @@ class GeneratorView:
         self.networks = to_device(networks, device)
         self.networks.requires_grad_(False).eval()
         self.similarity = similarity.to(device)
-        cast_similarity(self.similarity, self.dtype)
+        self.similarity.cast(self.dtype)
 
     def encode(self, x: Tensor) -> Tensor:
         """E(x), (n, d * r * r) float32 on the CPU: near N(0, I) for normal images."""
@@ -138,18 +137,17 @@ class GeneratorView:
         """
         config = self.config
         wanted = config.feature_weights or config.residual_components or config.feature_channels < 1
-        if not wanted or not isinstance(self.similarity, RelativePerceptualL1):
+        if not wanted:
             return
         self.similarity.choose_channels()
 
-        def differences(similarity: RelativePerceptualL1) -> Iterator[list[Tensor]]:
+        def differences() -> Iterator[list[Tensor]]:
             for x in batches:
                 reference, nearest, _ = self._nearest(x.to(self.device))
                 with torch.no_grad(), self.autocast():
-                    yield similarity.differences(reference, nearest)
+                    yield self.similarity.differences(reference, nearest)
 
-        kept = known.similarity if known and isinstance(known.similarity, RelativePerceptualL1) else None
-        self.similarity.fit_residuals(differences(self.similarity), kept)
+        self.similarity.fit_residuals(differences(), known.similarity if known else None)
 
     def autocast(self) -> torch.autocast:
         """The number format in which it computes."""
