@@ -1,0 +1,160 @@
+"""Which images of an unlabelled folder do not belong there: a ranking, in which each image is judged by views
+that did not see it.
+
+A few strangers of a kind make all of their kind look normal. So the group that stands apart is kept from the
+views that judge, or where there is none, the tenth that belongs least. To a model that would be a loss where
+all belong; a ranking loses nothing by it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pad.config import BATCH_SIZE, FPR, Config, parse_assignments
+from pad.detector import Detector
+from pad.errors import PadError
+from pad.images.imageset import ImageSet
+from pad.judging.fusion import Fusion
+from pad.judging.rows import ANOMALY, NORMAL, Row, make_row
+from pad.learning.cross_fit import out_of_fold_scores
+from pad.learning.images import MINIMUM_IMAGES
+from pad.learning.quick import Looked, fit_on, fitted_indices, look, quick_of
+from pad.learning.strangers import beyond_a_gap, farthest, standing_apart
+from pad.recipes import build_config
+from pad.scoring import score_batches
+from pad.views.quick import build_quick
+
+LEFT_OUT = 0.1  # of the images, where none stand apart and nothing was said
+
+
+@dataclass(frozen=True)
+class CleanRequest:
+    """What `pad clean` is asked for; each attribute is the argument or option of its name.
+
+    Attributes:
+        data: the images: files, folders, globs, or datasets.
+        data_root: where named datasets lie.
+        out: the folder of the ranking and the report; None: none are kept.
+        move_to: a folder where the marked files go.
+        first: mark so many of the ranking; None: the group that stands apart, or the share of the setting
+            `contamination`.
+        report: write report.html.
+        config, set: a recipe, and settings on top of it.
+        seed: of all random numbers.
+        device: auto, cpu, cuda or mps.
+        quiet: no progress bars.
+
+    Raises:
+        PadError: what does not go together.
+    """
+
+    data: tuple[str, ...]
+    data_root: str | None = None
+    out: str | None = None
+    move_to: str | None = None
+    first: int | None = None
+    report: bool = False
+    config: str | None = None
+    set: tuple[str, ...] = ()
+    seed: int | None = None
+    device: str = "auto"
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.report and self.folder is None:
+            raise PadError("--report writes files: name a folder for them with --out")
+        if self.move_to is not None and (within := _folder_around(Path(self.move_to), self.data)):
+            raise PadError(f"--move-to {self.move_to} lies in {within}: name a folder outside")
+
+    @property
+    def folder(self) -> Path | None:
+        """Where files are written; None: nowhere."""
+        return Path(self.out) if self.out else None
+
+    def recipe(self, images: ImageSet) -> Config:
+        """The recipe: of the quick views alone, which see whole pictures as they are. Raises PadError for
+        settings that do not fit."""
+        settings = {**parse_assignments(self.set), "steps": 0, "tolerate": "none"}
+        if self.seed is not None:
+            settings["seed"] = self.seed
+        config = build_config(self.config, settings, images)
+        if not config.quick_views:
+            raise PadError("images are ranked by the quick views: give a recipe that has them, or none")
+        if config.tile is not None:
+            raise PadError("images are ranked as a whole: leave 'tile' away")
+        return config
+
+
+def _folder_around(folder: Path, data: tuple[str, ...]) -> str | None:
+    """Of the folders among `data` one that holds `folder`."""
+    around = (folder.resolve(), *folder.resolve().parents)
+    return next((given for given in data if Path(given).is_dir() and Path(given).resolve() in around), None)
+
+
+class Ranking(NamedTuple):
+    """What is found of n images."""
+
+    detector: Detector  # fitted on those that belong
+    rows: list[Row]  # in the order of the images; marked ones have the verdict "anomaly"
+    order: list[int]  # the indices of those that can be read; those that belong least come first
+    marked: int  # so many of `order` are marked
+
+
+def rank(
+    images: ImageSet, config: Config, device: torch.device, first: int | None = None, progress: bool = False
+) -> Ranking:
+    """Ranks images by how little they belong among the others.
+
+    Each is judged by a fit without it: those that the views are fitted on (at most FIT_IMAGES) in folds, all
+    others by a fit on the former. first: mark so many; see `CleanRequest`.
+
+    Raises PadError if fewer than MINIMUM_IMAGES can be read.
+    """
+    chosen = fitted_indices(len(images), 0, config)
+    if len(chosen) < MINIMUM_IMAGES:
+        raise PadError(f"ranking takes at least {MINIMUM_IMAGES} images; found {images.describe()}")
+    detector = Detector(config, None, build_quick(config), device)
+    looked = look(detector, images.subset(chosen), progress)
+    if len(looked.indices) < MINIMUM_IMAGES:
+        raise PadError(
+            f"ranking takes at least {MINIMUM_IMAGES} images; only {len(looked.indices)} of {len(chosen)} in "
+            f"{images.source} can be read"
+        )
+    strangers, left_out = _strangers(looked, config)
+    views = out_of_fold_scores(
+        quick_of(detector), looked.features, looked.hashes, config.seed, teaching=~left_out
+    )
+    fit_on(detector, looked, ~left_out)
+    if len(detector.views) > 1:
+        detector.fusion = Fusion.fit(detector.views, views[~left_out].numpy())
+    rows = {
+        chosen[index]: make_row(images.samples[chosen[index]].name, score, None, FPR)
+        for index, score in zip(looked.indices, detector.fused(views).tolist(), strict=True)
+    }
+    rows |= {chosen[i]: Row(images.samples[chosen[i]].name, error=why) for i, why in looked.errors}
+    others = sorted(set(range(len(images))) - set(chosen))
+    for batch in score_batches(detector, images.subset(others), FPR, BATCH_SIZE, progress=progress):
+        rows |= {others[index]: row for index, row in batch.rows.items()}
+    order = sorted((i for i in rows if rows[i].score is not None), key=lambda i: (-(rows[i].score or 0.0), i))
+    share = config.contamination or float(strangers.float().mean())
+    marked = min(round(share * len(order)) if first is None else first, len(order))
+    for place, index in enumerate(order):
+        rows[index] = dataclasses.replace(rows[index], verdict=ANOMALY if place < marked else NORMAL)
+    return Ranking(detector, [rows[i] for i in range(len(images))], order, marked)
+
+
+def _strangers(looked: Looked, config: Config) -> tuple[Tensor, Tensor]:
+    """Which images do not belong, (n,) bool, and which are kept from the views, (n,) bool."""
+    deep, hashes, seed = looked.features.deep[-1], looked.hashes, config.seed
+    if config.contamination:
+        strangers = farthest(deep, hashes, config.contamination, seed)
+        return strangers, strangers
+    beyond = beyond_a_gap(deep, hashes, seed)
+    left_out = beyond if beyond.any() else farthest(deep, hashes, LEFT_OUT, seed)
+    return standing_apart(deep, hashes, seed), left_out
