@@ -71,14 +71,18 @@ def _write(
     """ranking.csv, summary.json and, if asked for, report.html."""
     unreadable = [row for row in ranking.rows if row.error]
     write_scores([*ranked, *unreadable], folder / "ranking.csv")
-    threshold = ranked[ranking.marked - 1].score if ranking.marked else None
     counts = {
         "images": len(images),
         "scored": len(ranked),
         "unreadable": len(unreadable),
         "flagged": ranking.marked,
     }
-    summary: dict[str, Any] = {"counts": counts, "threshold": threshold, "notes": []}
+    note = f"the first {ranking.marked} images of ranking.csv are marked; scores alone order this page"
+    summary: dict[str, Any] = {
+        "counts": counts,
+        "threshold": None,
+        "notes": [note] if ranking.marked else [],
+    }
     write_summary(summary, folder / "summary.json")
     print(printable(f"ranking: {folder / 'ranking.csv'}"))
     if request.report:

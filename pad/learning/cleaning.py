@@ -102,57 +102,69 @@ class Ranking(NamedTuple):
 
     detector: Detector  # fitted on those that belong
     rows: list[Row]  # in the order of the images; marked ones have the verdict "anomaly"
-    order: list[int]  # the indices of those that can be read; those that belong least come first
+    order: list[int]  # the indices of those that can be read: what stands apart, then the others; by scores
     marked: int  # so many of `order` are marked
 
 
 def rank(
     images: ImageSet, config: Config, device: torch.device, first: int | None = None, progress: bool = False
 ) -> Ranking:
-    """Ranks images by how little they belong among the others.
+    """Ranks images by how little they belong among the others: first a group that stands apart (or the share
+    `contamination` of the recipe), and all others after it, the highest score first.
 
     Each is judged by a fit without it: those that the views are fitted on (at most FIT_IMAGES) in folds, all
-    others by a fit on the former. first: mark so many; see `CleanRequest`.
+    others by a fit on the former, among which alone a group is looked for. first: mark so many; see
+    `CleanRequest`.
 
     Raises PadError if fewer than MINIMUM_IMAGES can be read.
     """
     chosen = fitted_indices(len(images), 0, config)
-    if len(chosen) < MINIMUM_IMAGES:
-        raise PadError(f"ranking takes at least {MINIMUM_IMAGES} images; found {images.describe()}")
     detector = Detector(config, None, build_quick(config), device)
+    looked = _look(detector, images, chosen, progress)
+    scores, strangers = judged(detector, looked)
+    rows = {chosen[i]: Row(images.samples[chosen[i]].name, error=why) for i, why in looked.errors}
+    for index, score in zip(looked.indices, scores, strict=True):
+        rows[chosen[index]] = make_row(images.samples[chosen[index]].name, score, None, FPR)
+    others = sorted(set(range(len(images))) - set(chosen))
+    for batch in score_batches(detector, images.subset(others), FPR, BATCH_SIZE, progress=progress):
+        rows |= {others[index]: row for index, row in batch.rows.items()}
+    apart = {chosen[looked.indices[place]] for place in strangers.nonzero().flatten().tolist()}
+    scored = (i for i in rows if rows[i].score is not None)
+    order = sorted(scored, key=lambda i: (i not in apart, -(rows[i].score or 0.0), i))
+    marked = min(len(apart) if first is None else first, len(order))
+    for place, index in enumerate(order):
+        rows[index] = dataclasses.replace(rows[index], verdict=ANOMALY if place < marked else NORMAL)
+    return Ranking(detector, [rows[i] for i in range(len(images))], order, marked)
+
+
+def _look(detector: Detector, images: ImageSet, chosen: list[int], progress: bool) -> Looked:
+    if len(images) < MINIMUM_IMAGES:
+        raise PadError(f"ranking takes at least {MINIMUM_IMAGES} images; found {images.describe()}")
     looked = look(detector, images.subset(chosen), progress)
     if len(looked.indices) < MINIMUM_IMAGES:
         raise PadError(
             f"ranking takes at least {MINIMUM_IMAGES} images; only {len(looked.indices)} of {len(chosen)} in "
             f"{images.source} can be read"
         )
-    strangers, left_out = _strangers(looked, config)
-    views = out_of_fold_scores(
-        quick_of(detector), looked.features, looked.hashes, config.seed, teaching=~left_out
-    )
+    return looked
+
+
+def judged(detector: Detector, looked: Looked) -> tuple[list[float], Tensor]:
+    """Fits a detector on the images that belong. Returns the score of each of n images, by fits that did not
+    see it, and which of them do not belong, (n,) bool."""
+    quick, seed = quick_of(detector), detector.config.seed
+    strangers, left_out = _strangers(looked, detector.config)
+    views = out_of_fold_scores(quick, looked.features, looked.hashes, seed, teaching=~left_out)
     fit_on(detector, looked, ~left_out)
     if len(detector.views) > 1:
         detector.fusion = Fusion.fit(detector.views, views[~left_out].numpy())
-    rows = {
-        chosen[index]: make_row(images.samples[chosen[index]].name, score, None, FPR)
-        for index, score in zip(looked.indices, detector.fused(views).tolist(), strict=True)
-    }
-    rows |= {chosen[i]: Row(images.samples[chosen[i]].name, error=why) for i, why in looked.errors}
-    others = sorted(set(range(len(images))) - set(chosen))
-    for batch in score_batches(detector, images.subset(others), FPR, BATCH_SIZE, progress=progress):
-        rows |= {others[index]: row for index, row in batch.rows.items()}
-    order = sorted((i for i in rows if rows[i].score is not None), key=lambda i: (-(rows[i].score or 0.0), i))
-    share = config.contamination or float(strangers.float().mean())
-    marked = min(round(share * len(order)) if first is None else first, len(order))
-    for place, index in enumerate(order):
-        rows[index] = dataclasses.replace(rows[index], verdict=ANOMALY if place < marked else NORMAL)
-    return Ranking(detector, [rows[i] for i in range(len(images))], order, marked)
+    return detector.fused(views).tolist(), strangers
 
 
 def _strangers(looked: Looked, config: Config) -> tuple[Tensor, Tensor]:
     """Which images do not belong, (n,) bool, and which are kept from the views, (n,) bool."""
     deep, hashes, seed = looked.features.deep[-1], looked.hashes, config.seed
-    if config.contamination:
+    if config.contamination is not None:
         strangers = farthest(deep, hashes, config.contamination, seed)
         return strangers, strangers
     beyond = beyond_a_gap(deep, hashes, seed)
