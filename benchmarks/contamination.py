@@ -1,4 +1,4 @@
-"""How well the quick views tell anomalies after a dirty training, and how well `pad clean` finds the strangers.
+"""How well the quick views tell anomalies after a dirty training, and how well strangers are found.
 
     python benchmarks/contamination.py --data-root DIR [--tasks dogs-cats:dog:cat fashion-mnist:9:5 ...]
                                        [--shares 0 0.05 0.1 0.2] [--images 500] [--draws 3]
@@ -26,7 +26,7 @@ from provenance import markdown, plain, provenance, write_json
 from sklearn.metrics import roc_auc_score
 
 from pad.detector import Detector
-from pad.images.imageset import ImageSet, joined_sets
+from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.learning.cleaning import judged
 from pad.learning.quick import Looked, calibrate_quick, fit_quick, look, quick_of
@@ -47,10 +47,9 @@ def images_of(root: Path, data: str, kind: str, split: str) -> ImageSet:
 
 def joined_looked(normal: Looked, strangers: Looked) -> Looked:
     """What was seen of both, the normal ones first."""
-    assert normal.varied is not None and strangers.varied is not None
     return Looked(
         joined_features([normal.features, strangers.features]),
-        joined_features([normal.varied, strangers.varied]),
+        joined_features([each.varied for each in (normal, strangers) if each.varied is not None]),
         torch.cat([normal.thumbnails, strangers.thumbnails]),
         list(range(len(normal.indices) + len(strangers.indices))),
         np.concatenate([normal.hashes, strangers.hashes]),

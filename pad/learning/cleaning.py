@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pad.config import BATCH_SIZE, FPR, Config, parse_assignments
+from pad.config import BATCH_SIZE, FPR, MOST_STRANGERS, Config, parse_assignments
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.imageset import ImageSet
@@ -84,8 +84,6 @@ class CleanRequest:
         if self.seed is not None:
             settings["seed"] = self.seed
         config = build_config(self.config, settings, images)
-        if not config.quick_views:
-            raise PadError("images are ranked by the quick views: give a recipe that has them, or none")
         if config.tile is not None:
             raise PadError("images are ranked as a whole: leave 'tile' away")
         return config
@@ -169,4 +167,4 @@ def _strangers(looked: Looked, config: Config) -> tuple[Tensor, Tensor]:
         return strangers, strangers
     beyond = beyond_a_gap(deep, hashes, seed)
     left_out = beyond if beyond.any() else farthest(deep, hashes, LEFT_OUT, seed)
-    return standing_apart(deep, hashes, seed), left_out
+    return standing_apart(deep, hashes, seed, MOST_STRANGERS), left_out

@@ -15,8 +15,8 @@ Being far proves nothing: the tail of what is normal is far too, and leaving it 
 But strangers who matter are many of a kind. So the far images are tried as a whole and in three clusters
 (Ward): a group *stands apart* if there is a gap between it and all others. Along the direction that tells the
 two best apart (Fisher's, found in folds), fewer images lie in the middle third than a fifth of the group. If
-the others have such a gap among themselves, they are of several kinds, and the group is one more. Whether a
-single small group is a rare kind of normal or does not belong, no picture can tell.
+the others fall apart into clusters with a gap between, they are of several kinds, and the group is one more.
+Whether a single small group is a rare kind of normal or does not belong, no picture can tell.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from pad.images.hashes import Hashes
 from pad.learning.cross_fit import fold_of_each
 from pad.views.gaussian import Gaussian
 
-MOST = 0.15  # of the images: a larger group is a kind of normal
+MOST = 0.15  # of the images: a larger group is rather a kind of normal
 _FAR = 2.5  # z, in deviations
-_GAP = 0.2  # images in the gap, as a share of the group
+_GAP, _GAP_OF_KINDS = 0.2, 0.15  # images in the gap, as a share of the group: of strangers; between kinds
 _LEAST_GROUP, _LEAST_FOR_A_GAP = 8, 80  # images; in fewer nobody can tell a group from chance
 _CLUSTERS = 3
 _DIRECTIONS = 64  # of largest variance, in which all this is done
@@ -44,17 +44,17 @@ _MIDDLE = (1 / 3, 2 / 3)
 
 
 @torch.no_grad()
-def standing_apart(deep: Tensor, hashes: Hashes, seed: int = 0) -> Tensor:
+def standing_apart(deep: Tensor, hashes: Hashes, seed: int = 0, most: float = MOST) -> Tensor:
     """The group that stands apart among n images, (n,) bool; nobody where there is no gap, where the others
-    have a gap among themselves, where the group is larger than MOST, and among few images.
+    are of several kinds, where the group is a larger share than `most`, and among few images.
 
     deep: their features (n, c), of unit length. hashes: which pictures they are, (n,).
     """
     group = beyond_a_gap(deep, hashes, seed)
-    if not 0 < int(group.sum()) <= MOST * len(deep):
-        return torch.zeros_like(group)
-    of_several_kinds = bool(beyond_a_gap(deep[~group], hashes[~group.numpy()], seed).any())
-    return torch.zeros_like(group) if of_several_kinds else group
+    nobody = torch.zeros_like(group)
+    if not 0 < int(group.sum()) <= most * len(deep):
+        return nobody
+    return nobody if _of_several_kinds(deep[~group], hashes[~group.numpy()], seed) else group
 
 
 @torch.no_grad()
@@ -65,7 +65,10 @@ def beyond_a_gap(deep: Tensor, hashes: Hashes, seed: int = 0) -> Tensor:
     if len(deep) < _LEAST_FOR_A_GAP:
         return best
     x, foldings = _principal(deep), _foldings(hashes, seed)
-    for candidate in _groups(x, how_far(deep, hashes, seed) > _FAR):
+    far = how_far(deep, hashes, seed) > _FAR
+    if int(far.sum()) < _LEAST_GROUP:
+        return best
+    for candidate in (far, *_clusters(x, far)):
         group, gap = _told_apart(x, candidate, foldings)
         if gap < narrowest:
             best, narrowest = group, gap
@@ -132,17 +135,21 @@ def _principal(x: Tensor) -> Tensor:
 # Whether a group stands apart ---------------------------------------------------------------------
 
 
-def _groups(x: Tensor, far: Tensor) -> Iterator[Tensor]:
-    """The far ones among samples (n, c) as a whole and in clusters, each (n,) bool."""
+def _of_several_kinds(deep: Tensor, hashes: Hashes, seed: int) -> bool:
+    """Whether there is a gap between the largest clusters of images."""
+    x, foldings = _principal(deep), _foldings(hashes, seed)
+    everyone = torch.ones(len(x), dtype=torch.bool)
+    return any(_told_apart(x, group, foldings)[1] < _GAP_OF_KINDS for group in _clusters(x, everyone))
+
+
+def _clusters(x: Tensor, chosen: Tensor) -> Iterator[Tensor]:
+    """Clusters of those that are chosen among samples (n, c), each (n,) bool."""
     from scipy.cluster.hierarchy import fcluster, ward
 
-    places = far.nonzero().flatten()
-    if len(places) < _LEAST_GROUP:
-        return
-    yield far
+    places = chosen.nonzero().flatten()
     cluster_of_each = torch.from_numpy(fcluster(ward(x[places].numpy()), _CLUSTERS, "maxclust"))
     for cluster in cluster_of_each.unique():
-        group = torch.zeros_like(far)
+        group = torch.zeros_like(chosen)
         group[places[cluster_of_each == cluster]] = True
         yield group
 
