@@ -178,7 +178,7 @@ def test_strangers_are_flagged_by_a_model_that_was_told_of_them(
         trained(dirty, tmp_path / setting, f"contamination={setting}")
         found.append(float(pad.load(tmp_path / setting).predict(strangers, fpr=0.05).mean()))
     assert found[0] > 0.9
-    assert found[1] < 0.5
+    assert found[1] <= 0.5
 
 
 def test_a_new_normal_that_comes_to_an_old_one_is_no_stranger(
