@@ -21,7 +21,11 @@ import pad
 from pad.config import Config, from_mapping
 from pad.errors import PadError
 from pad.images.hashes import Hashes
+from pad.images.resolve import resolve
+from pad.learning.cleaning import rank
+from pad.learning.quick import fitted_indices
 from pad.learning.strangers import beyond_a_gap, farthest, how_far, standing_apart
+from pad.recipes import build_config
 from pad.store.moves import LOG, move_aside
 
 SMALL = ["view_size=96", "keep_normals=4"]
@@ -299,3 +303,22 @@ def test_what_cannot_be_moved_is_named_and_what_was_moved_before_is_noted(tmp_pa
     with pytest.raises(PadError, match=r"cannot move .*gone.png"):
         move_aside(places, tmp_path / "aside")
     assert sorted(path.name for path in (tmp_path / "aside").iterdir()) == [LOG, "x.png"]
+
+
+def test_of_many_images_those_that_are_not_fitted_on_are_ranked_too(
+    dirty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = resolve([str(dirty)], "evaluate")
+    config = build_config(None, {"steps": 0, "tolerate": "none", "view_size": 64}, images)
+    everyone = rank(images, config, torch.device("cpu"))
+    monkeypatch.setattr("pad.learning.quick.FIT_IMAGES", 40)
+    part = rank(images, config, torch.device("cpu"))
+    for ranking in (everyone, part):
+        assert [row.path for row in ranking.rows] == [sample.name for sample in images.samples]
+        assert len(ranking.order) == 132
+        assert sum(bool(row.error) for row in ranking.rows) == 1
+    fitted = fitted_indices(len(images), 0, config)
+    assert len(fitted) == 40
+    others = [i for i in part.order if i not in fitted]
+    scores = part.detector.score([images.contents[i] for i in others])
+    assert scores.tolist() == pytest.approx([part.rows[i].score for i in others], rel=1e-4)

@@ -9,6 +9,7 @@ all belong; a ranking loses nothing by it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from pad.config import BATCH_SIZE, FPR, MOST_STRANGERS, Config, parse_assignment
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.imageset import ImageSet
+from pad.images.stream import Batch, each_batch
 from pad.judging.fusion import Fusion
 from pad.judging.rows import ANOMALY, NORMAL, Row, make_row
 from pad.learning.cross_fit import out_of_fold_scores
@@ -27,7 +29,6 @@ from pad.learning.images import MINIMUM_IMAGES
 from pad.learning.quick import Looked, fit_on, fitted_indices, look, quick_of
 from pad.learning.strangers import beyond_a_gap, farthest, standing_apart
 from pad.recipes import build_config
-from pad.scoring import score_batches
 from pad.views.quick import build_quick
 
 LEFT_OUT = 0.1  # of the images, where none stand apart and nothing was said
@@ -120,12 +121,10 @@ def rank(
     detector = Detector(config, None, build_quick(config), device)
     looked = _look(detector, images, chosen, progress)
     scores, strangers = judged(detector, looked)
-    rows = {chosen[i]: Row(images.samples[chosen[i]].name, error=why) for i, why in looked.errors}
-    for index, score in zip(looked.indices, scores, strict=True):
-        rows[chosen[index]] = make_row(images.samples[chosen[index]].name, score, None, FPR)
+    rows = _rows(images, chosen, looked.indices, scores, looked.errors)
     others = sorted(set(range(len(images))) - set(chosen))
-    for batch in score_batches(detector, images.subset(others), FPR, BATCH_SIZE, progress=progress):
-        rows |= {others[index]: row for index, row in batch.rows.items()}
+    for indices, of_batch, errors in _scored(detector, images.subset(others)):
+        rows |= _rows(images, others, indices, of_batch, errors)
     apart = {chosen[looked.indices[place]] for place in strangers.nonzero().flatten().tolist()}
     scored = (i for i in rows if rows[i].score is not None)
     order = sorted(scored, key=lambda i: (i not in apart, -(rows[i].score or 0.0), i))
@@ -133,6 +132,32 @@ def rank(
     for place, index in enumerate(order):
         rows[index] = dataclasses.replace(rows[index], verdict=ANOMALY if place < marked else NORMAL)
     return Ranking(detector, [rows[i] for i in range(len(images))], order, marked)
+
+
+def _rows(
+    images: ImageSet,
+    among: list[int],
+    indices: list[int],
+    scores: list[float],
+    errors: list[tuple[int, str]],
+) -> dict[int, Row]:
+    """A row for each of some images, by its index; `indices` and those of `errors` are places in `among`."""
+    rows = {among[i]: Row(images.samples[among[i]].name, error=why) for i, why in errors}
+    for i, score in zip(indices, scores, strict=True):
+        rows[among[i]] = make_row(images.samples[among[i]].name, score, None, FPR)
+    return rows
+
+
+def _scored(
+    detector: Detector, images: ImageSet
+) -> Iterator[tuple[list[int], list[float], list[tuple[int, str]]]]:
+    """Indices, scores and errors of images, batch by batch."""
+
+    def score(batch: Batch) -> tuple[list[int], list[float], list[tuple[int, str]]]:
+        scores = detector.score_batch(batch.pictures).tolist() if batch.indices else []
+        return batch.indices, scores, batch.errors
+
+    return each_batch(score, images, detector.config, detector.device, BATCH_SIZE)
 
 
 def _look(detector: Detector, images: ImageSet, chosen: list[int], progress: bool) -> Looked:
