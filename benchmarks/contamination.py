@@ -103,7 +103,7 @@ def trained(
     """What a model fitted and calibrated on `train` is worth on normal and strange test images."""
     detector.config = detector.config.replace(contamination=contamination, seed=seed)
     quick, found = quick_of(detector), fit_quick(detector, train)
-    fusion = Fusion.fit(quick.names, found.scores[found.belonging])
+    fusion = Fusion.fit(quick.names, found.scores[found.belonging], likeness=quick.likeness)
     calibration = Calibration(fusion.fuse(found.scores[found.calibrating]).astype(np.float64))
     normal, strange = (fusion.fuse(quick.scores(test).numpy()).astype(np.float64) for test in tests)
     labels = np.repeat([0, 1], [len(normal), len(strange)])
