@@ -24,7 +24,7 @@ from pad.images.hashes import Hashes
 from pad.images.resolve import resolve
 from pad.learning.cleaning import rank
 from pad.learning.quick import fitted_indices
-from pad.learning.strangers import beyond_a_gap, farthest, how_far, standing_apart
+from pad.learning.strangers import farthest, how_far, standing_apart
 from pad.recipes import build_config
 from pad.store.moves import LOG, move_aside
 
@@ -97,13 +97,12 @@ def test_in_one_cloud_nobody_stands_apart(seed: int) -> None:
 
 def test_one_of_several_kinds_is_no_stranger() -> None:
     x = torch.cat([cloud(24, kind, kind) for kind in range(8)])
-    assert beyond_a_gap(x, distinct(len(x))).any()
     assert not standing_apart(x, distinct(len(x))).any()
 
 
 def test_a_quarter_of_the_images_is_a_kind_of_normal_and_of_few_images_nobody_can_tell() -> None:
     x = torch.cat([cloud(150, 0, 0), cloud(50, 1, 1)])
-    assert beyond_a_gap(x, distinct(200)).tolist() == [False] * 150 + [True] * 50
+    assert standing_apart(x, distinct(200), most=0.4).tolist() == [False] * 150 + [True] * 50
     assert not standing_apart(x, distinct(200)).any()
     few = torch.cat([cloud(60, 0, 0), cloud(8, 1, 1)])
     assert not standing_apart(few, distinct(68)).any()
@@ -231,7 +230,10 @@ def test_clean_ranks_every_image_and_those_that_do_not_belong_first(
     assert "skipped" in said
     counts = json.loads((out / "results" / "summary.json").read_text())["counts"]
     assert counts == {"images": 133, "scored": 132, "unreadable": 1, "flagged": STRANGERS}
-    assert "What does not belong in data" in (out / "results" / "report.html").read_text(encoding="utf-8")
+    page = (out / "results" / "report.html").read_text(encoding="utf-8")
+    assert "What does not belong in data" in page
+    assert f"the first {STRANGERS} images of ranking.csv are marked" in page
+    assert "in whichever view (whole, middle, parts)" in page
 
 
 def test_clean_moves_what_is_marked_to_the_same_place_elsewhere(cleaned: tuple[Path, Path, str]) -> None:

@@ -27,7 +27,7 @@ from pad.judging.rows import ANOMALY, NORMAL, Row, make_row
 from pad.learning.cross_fit import out_of_fold_scores
 from pad.learning.images import MINIMUM_IMAGES
 from pad.learning.quick import Looked, fit_on, fitted_indices, look, quick_of
-from pad.learning.strangers import beyond_a_gap, farthest, standing_apart
+from pad.learning.strangers import farthest, standing_apart
 from pad.recipes import build_config
 from pad.views.quick import build_quick
 
@@ -190,6 +190,5 @@ def _strangers(looked: Looked, config: Config) -> tuple[Tensor, Tensor]:
     if config.contamination is not None:
         strangers = farthest(deep, hashes, config.contamination, seed)
         return strangers, strangers
-    beyond = beyond_a_gap(deep, hashes, seed)
-    left_out = beyond if beyond.any() else farthest(deep, hashes, LEFT_OUT, seed)
-    return standing_apart(deep, hashes, seed, MOST_STRANGERS), left_out
+    apart = standing_apart(deep, hashes, seed, MOST_STRANGERS)
+    return apart, apart if apart.any() else farthest(deep, hashes, LEFT_OUT, seed)

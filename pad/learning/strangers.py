@@ -14,7 +14,7 @@ u being the log-distance: the lower half, which no stranger is in, says what a d
 Being far proves nothing: the tail of what is normal is far too, and leaving it out costs more than it brings.
 But strangers who matter are many of a kind. So the far images are tried as a whole and in three clusters
 (Ward): a group *stands apart* if there is a gap between it and all others. Along the direction that tells the
-two best apart (Fisher's, found in folds), fewer images lie in the middle third than a fifth of the group. If
+two best apart (Fisher's, found in folds), few images lie in the middle half, as a share of the group. If
 the others fall apart into clusters with a gap between, they are of several kinds, and the group is one more.
 Whether a single small group is a rare kind of normal or does not belong, no picture can tell.
 """
@@ -32,15 +32,15 @@ from pad.views.gaussian import Gaussian
 
 MOST = 0.15  # of the images: a larger group is rather a kind of normal
 _FAR = 2.5  # z, in deviations
-_GAP, _GAP_OF_KINDS = 0.2, 0.15  # images in the gap, as a share of the group: of strangers; between kinds
-_LEAST_GROUP, _LEAST_FOR_A_GAP = 8, 80  # images; in fewer nobody can tell a group from chance
+_GAP, _GAP_OF_KINDS = 0.37, 0.25  # images in the gap, as a share of the group: of strangers; between kinds
+_LEAST_GROUP, _LEAST_FOR_A_GAP = 8, 100  # images; in fewer nobody can tell a group from chance
 _CLUSTERS = 3
 _DIRECTIONS = 64  # of largest variance, in which all this is done
 _NEAREST = 0.25  # share of the images that is near at the start
 _CONCENTRATED = (0.5, 0.5, 0.5, 0.5, 0.75, 0.75)  # share of the images that teaches, step by step
 _LOWER = 0.16  # the quantile that lies one deviation of a normal distribution below the median
-_ROUNDS, _FOLDINGS = 3, 4  # of telling the group apart anew; of folds that are averaged over
-_MIDDLE = (1 / 3, 2 / 3)
+_ROUNDS, _FOLDINGS = 3, 8  # of telling the group apart anew; of folds that are averaged over
+_MIDDLE = (0.25, 0.75)
 
 
 @torch.no_grad()
@@ -50,29 +50,19 @@ def standing_apart(deep: Tensor, hashes: Hashes, seed: int = 0, most: float = MO
 
     deep: their features (n, c), of unit length. hashes: which pictures they are, (n,).
     """
-    group = beyond_a_gap(deep, hashes, seed)
-    nobody = torch.zeros_like(group)
-    if not 0 < int(group.sum()) <= most * len(deep):
-        return nobody
-    return nobody if _of_several_kinds(deep[~group], hashes[~group.numpy()], seed) else group
-
-
-@torch.no_grad()
-def beyond_a_gap(deep: Tensor, hashes: Hashes, seed: int = 0) -> Tensor:
-    """Of all groups beyond a gap that of the emptiest, whatever the others are, (n,) bool; nobody where there
-    is none. Arguments as for `standing_apart`."""
     best, narrowest = torch.zeros(len(deep), dtype=torch.bool), _GAP
     if len(deep) < _LEAST_FOR_A_GAP:
         return best
-    x, foldings = _principal(deep), _foldings(hashes, seed)
     far = how_far(deep, hashes, seed) > _FAR
     if int(far.sum()) < _LEAST_GROUP:
         return best
+    x, foldings = _principal(deep), _foldings(hashes, seed)
     for candidate in (far, *_clusters(x, far)):
         group, gap = _told_apart(x, candidate, foldings)
-        if gap < narrowest:
+        if gap < narrowest and int(group.sum()) <= most * len(deep):
             best, narrowest = group, gap
-    return best
+    several = bool(best.any()) and _of_several_kinds(deep[~best], hashes[~best.numpy()], seed)
+    return torch.zeros_like(best) if several else best
 
 
 @torch.no_grad()

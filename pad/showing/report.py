@@ -202,6 +202,7 @@ class ReportWriter:
             fpr=self._fpr,
             confidence=self._confidence,
             scale=self._scale,
+            views=self._config.model_views if self._config.quick_views else (),
             unreadable=[(row.path, row.error) for row in self._rows if row.score is None],
             data=self._data(order, summary),
             large=Markup("\n".join(self._large_lines(order))),
