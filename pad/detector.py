@@ -348,6 +348,7 @@ class Detector:
         extra: Mapping[str, Any] | None = None,
         allow_trained: bool = False,
         quick_scores: np.ndarray | None = None,
+        belonging: np.ndarray | None = None,
     ) -> Calibration:
         """Sets the calibration from normal images that were not trained on; with it how views are fused, the
         scale of anomaly maps, and some latents, from which fine-tuning can replay what is normal
@@ -355,6 +356,7 @@ class Detector:
 
         quick_scores: of the same images in the quick views, (n, v), by fits that did not see them, where
             these views were fitted on the images as well (pad/learning/cross_fit.py).
+        belonging: which of the images say how views are fused, (n,) bool; all of them by default.
 
         Raises PadError if an image cannot be read, or if the model was trained on one: such images score
         too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the
@@ -383,7 +385,7 @@ class Detector:
         if quick_scores is not None:
             extra["cross_fitted"] = True
             scores[:, len(self.views) - quick_scores.shape[1] :] = quick_scores
-        return self.calibrate_on(scores, torch.cat(latents), extra, self._explained(images))
+        return self.calibrate_on(scores, torch.cat(latents), extra, self._explained(images), belonging)
 
     def _explained(self, images: Any) -> float:
         """The share of the differences between (the first) normal images that the generator explains."""
@@ -399,13 +401,23 @@ class Detector:
         return 1 - float(own) / max(float(other), 1e-12)
 
     def calibrate_on(
-        self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any], explained: float = 0.0
+        self,
+        views: np.ndarray,
+        latents: Tensor | None,
+        extra: Mapping[str, Any],
+        explained: float = 0.0,
+        belonging: np.ndarray | None = None,
     ) -> Calibration:
         """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents,
-        and the share of their differences that the generator explains."""
+        and the share of their differences that the generator explains. belonging: see `calibrate`."""
         measured: dict[str, Any] = dict(extra)
+<<<<<<< HEAD
         likeness = self.quick.likeness if self.quick is not None else 0.0
         self.fusion = Fusion.fit(self.views, views, explained, likeness) if len(self.views) > 1 else None
+=======
+        fused_by = views if belonging is None else views[belonging]
+        self.fusion = Fusion.fit(self.views, fused_by, explained) if len(self.views) > 1 else None
+>>>>>>> clean
         scores = self.fused(torch.from_numpy(views))
         if len(self.views) > 1:
             measured["views"] = {

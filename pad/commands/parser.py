@@ -1,4 +1,4 @@
-"""The command line: `pad train | evaluate | calibrate | zoo`, and the scripts train.py and evaluate.py.
+"""The command line: `pad train | evaluate | calibrate | clean | zoo`, and the scripts train.py, evaluate.py.
 
 Exit status: 0 done; 2 unusable arguments or input, with one line on standard error; 1 a fault of ours;
 3 anomalies were found and `--fail-on-anomaly` was given; 4 something could not be judged (no calibration, too
@@ -116,6 +116,26 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
         "--allow-trained", action="store_true", help="calibrate on them too: more false alarms than promised"
     )
     _add_confidence(parser)
+    _add_device(parser)
+
+
+def _add_clean(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_run("pad.commands.clean", "clean"))
+    parser.add_argument("data", nargs="+", metavar="FOLDER", help="images: folders, files, globs")
+    parser.add_argument("--out", metavar="DIR", help="write ranking.csv and summary.json there")
+    parser.add_argument(
+        "--report", action="store_true", help="write one HTML page to look at: DIR/report.html"
+    )
+    parser.add_argument(
+        "--move-to", metavar="DIR", help="move the marked files there; DIR/moved.csv says where they were"
+    )
+    parser.add_argument("--first", type=_whole, metavar="N", help="mark the first N of the ranking (default: "
+                        "a group that stands apart, if there is one)")  # fmt: skip
+    parser.add_argument("--config", metavar="FILE|NAME", help="recipe (default: folder)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", help="change "
+                        "settings of the recipe; contamination=0.1: a tenth does not belong")  # fmt: skip
+    parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
+    parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
     _add_device(parser)
 
 
@@ -239,6 +259,7 @@ def _rate(text: str) -> float:
 _COMMANDS = {
     "train": (_add_train, "train a detector on normal images"),
     "evaluate": (_add_evaluate, "score images with a trained detector"),
+    "clean": (_add_clean, "rank what does not belong in an unlabelled folder, and move it aside"),
     "calibrate": (_add_calibrate, "recalibrate a model on your own normal images, without training"),
 }
 

@@ -49,6 +49,7 @@ class Data(msgspec.Struct, frozen=True):
     sha256: Text = ""
     calibration_images: Count = 0
     skipped: Count = 0
+    apart: Count = 0  # images that the quick views were not to learn
 
 
 class Training(msgspec.Struct, frozen=True):
