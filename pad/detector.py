@@ -124,12 +124,18 @@ class Detector:
         """The score in each view, (n, v) float32 on the CPU; of pictures in tiles, the largest of a tile."""
         if isinstance(x, list):
             return torch.stack([largest(picture, self.score_views, self.tiles_at_once) for picture in x])
-        columns = []
+        return self.looked(x)[0]
+
+    def looked(self, x: Tensor) -> tuple[Tensor, Features | None]:
+        """The score in each view, (n, v) float32 on the CPU, and what the quick views see, None without
+        any."""
+        columns, features = [], None
         if self.generator is not None:
             columns.append(self.generator.score(self.for_generator(x))[:, None])
         if self.quick is not None:
-            columns.append(self.quick.scores(self._features(x)))
-        return torch.cat(columns, 1)
+            features = self._features(x)
+            columns.append(self.quick.scores(features))
+        return torch.cat(columns, 1), features
 
     def score_batch(self, x: Pictures) -> Tensor:
         """A(x), (n,) float32 on the CPU."""
