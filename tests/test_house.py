@@ -33,6 +33,7 @@ LAYERS = (
     {"detector"},
     {"learning", "scoring"},
     {"registry", "watching"},
+    {"serving"},
     {"api"},
     {"commands"},
     {"__main__"},

@@ -247,8 +247,8 @@ def test_a_new_normal_is_proposed_accepted_beside_the_watcher_and_rolled_back(
     now_normal = [line for line in found if "then-" in line["path"]]
     assert sum(line["verdict"] == "normal" for line in now_normal) >= 3
     assert {line["cluster"] for line in now_normal if line["verdict"] == "normal"} == {1}
-    assert all(line["verdict"] == "anomaly" for line in found if "bag" in line["path"])
-    assert sum(line["verdict"] == "anomaly" for line in found if "normal" in line["path"]) <= 3
+    assert all(line["verdict"] == "anomaly" for line in found if line["path"].endswith("bag.png"))
+    assert sum(line["verdict"] == "anomaly" for line in found if line["path"].endswith("normal.png")) <= 3
 
     assert "already" in decide("accept", 1, "--state", state, status=2)
     assert "trained on\n" in decide("rollback", "--state", state)

@@ -1,4 +1,4 @@
-"""The command line: `pad train | evaluate | calibrate | watch | zoo`, and the scripts train.py and
+"""The command line: `pad train | evaluate | calibrate | watch | serve | zoo`, and the scripts train.py and
 evaluate.py.
 
 Exit status: 0 done; 2 unusable arguments or input, with one line on standard error; 1 a fault of ours;
@@ -150,6 +150,27 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
     _add_device(parser)
 
 
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_run("pad.commands.serve", "serve"))
+    parser.add_argument("model", metavar="MODEL", help="run folder, model folder, zoo:NAME or "
+                        "hf-hub:ORG/REPO[@REV]")  # fmt: skip
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=_whole, help="port to listen on (default 8000; 0: any that is free)")
+    parser.add_argument("--fpr", type=_rate, metavar="RATE",
+                        help=f"false-alarm rate on normal images (default {FPR:g})")  # fmt: skip
+    _add_confidence(parser)
+    parser.add_argument("--max-megabytes", type=_minutes, metavar="N", help="of a request (default 64)")
+    parser.add_argument("--max-megapixels", type=_minutes, metavar="N", help="of a picture (default 50)")
+    parser.add_argument("--max-images", type=_positive_int, metavar="N", help="in a request (default 256)")
+    parser.add_argument("--max-queue", type=_positive_int, metavar="N", help="pictures that may wait; beyond "
+                        "that, the answer is 429 (default 1024)")  # fmt: skip
+    parser.add_argument("--timeout", type=_minutes, metavar="S", help="seconds for a request (default 60)")
+    parser.add_argument("--batch-size", type=_batch_size, metavar="N", help="scored at a time (default 32)")
+    _add_weights(parser)
+    _add_downloads(parser)
+    _add_device(parser)
+
+
 def _add_zoo(subparsers: Any) -> None:
     """`zoo` and its own commands."""
     zoo = subparsers.add_parser(
@@ -275,6 +296,7 @@ _COMMANDS = {
     "train": (_add_train, "train a detector on normal images"),
     "evaluate": (_add_evaluate, "score images with a trained detector"),
     "calibrate": (_add_calibrate, "recalibrate a model on your own normal images, without training"),
+    "serve": (_add_serve, "answer over HTTP (pip install 'pad[serve]')"),
     "watch": (_add_watch, "judge a stream of images, and learn new kinds of normal"),
 }
 
