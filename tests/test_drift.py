@@ -47,16 +47,13 @@ def stream(
     return events
 
 
-def calibration(seed: int) -> list[float]:
-    return np.random.default_rng([seed, 2]).normal(size=200).tolist()
-
-
 def threshold(seed: int) -> float:
-    return sorted(calibration(seed))[-11]
+    """Drawn with a calibration set."""
+    return float(np.sort(np.random.default_rng([seed, 2]).normal(size=200))[-11])
 
 
 def first_alarm(seed: int, events: list[Event], delta: float = 0.01) -> tuple[int, Alarm] | None:
-    drift = Drift(calibration(seed), threshold(seed), delta)
+    drift = Drift(threshold(seed), delta)
     for number, event in enumerate(events, 1):
         if alarm := drift.see(event):
             return number, alarm
@@ -168,16 +165,16 @@ def test_a_late_change_is_found_as_well() -> None:
 
 
 def test_a_flood_is_told_once() -> None:
-    drift = Drift(calibration(5), threshold(5))
+    drift = Drift(threshold(5))
     alarms = [drift.see(event) for event in stream(5, 200, 9.0, "score")]
     assert sum("flagged" in alarm.changed for alarm in alarms if alarm) == 1
 
 
 def test_it_goes_on_from_what_was_kept() -> None:
     events = stream(4, 300, -1.0, "light", at=200)
-    whole = Drift(calibration(4), threshold(4))
+    whole = Drift(threshold(4))
     said = [whole.see(event) for event in events]
-    part = Drift(calibration(4), threshold(4))
+    part = Drift(threshold(4))
     for event in events[:150]:
         part.see(event)
     part = Drift.load(part.dump())

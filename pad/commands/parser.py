@@ -143,6 +143,10 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
                         "become normal: when somebody says so (default), at N of them, or never")  # fmt: skip
     parser.add_argument("--keep", nargs="+", metavar="DAYS|BYTES", help="how long events are kept, and in "
                         "how much room (default: 30d 4GB)")  # fmt: skip
+    parser.add_argument("--webhook", metavar="URL", help="post what is flagged or proposed, and drift, "
+                        "there, signed with PAD_WEBHOOK_SECRET")  # fmt: skip
+    parser.add_argument("--port", type=_whole, metavar="P", help="serve a page to look at and decide on, at "
+                        "this port of this machine (pip install 'pad[serve]')")  # fmt: skip
     parser.add_argument("--once", action="store_true", help="stop when all that is there was judged")
     parser.add_argument("--name", metavar="NAME", help="with reject: what kind of anomaly it is")
     _add_weights(parser)

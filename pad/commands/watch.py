@@ -6,8 +6,9 @@ import argparse
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+from pad.commands.extras import from_extra
 from pad.commands.requests import request_of
 from pad.detector import Detector
 from pad.errors import PadError
@@ -18,6 +19,7 @@ from pad.watching.output import open_output
 from pad.watching.request import WatchRequest
 from pad.watching.state import State
 from pad.watching.watcher import Watcher
+from pad.watching.webhook import Webhook
 
 
 def watch(arguments: argparse.Namespace) -> int:
@@ -41,11 +43,23 @@ def watch(arguments: argparse.Namespace) -> int:
         source = open_source(request.source, state.is_seen)
         output = open_output(request.out_file, state)
         watcher = Watcher(detector, state, source, output, request)
-        with _stopped_by_signals(watcher) as received:
-            print(f"watching {request.source}; Ctrl-C stops it", file=sys.stderr)
+        hook = Webhook(request.webhook, state.folder) if request.webhook else nullcontext()
+        with _stopped_by_signals(watcher) as received, hook, _page(request, state):
+            print(f"watching {request.source}; Ctrl-C stops it", file=sys.stderr, flush=True)
             watcher.run()
         source.close()
     return 128 + received[0] if received else 0
+
+
+@contextmanager
+def _page(request: WatchRequest, state: State) -> Iterator[None]:
+    """The page that --port asks for, while the watcher runs."""
+    if request.port is None:
+        yield
+        return
+    with from_extra("pad.serving.page", "serve").served(state.folder, request.port) as url:
+        print(f"page: {url}", file=sys.stderr, flush=True)
+        yield
 
 
 def _same_model(state: State, model: str, request: WatchRequest) -> None:

@@ -12,10 +12,11 @@ before it,
     p_n = (#{i < n: x_i > x_n} + U_n (1 + #{i < n: x_i = x_n})) / n,    U_n uniform,
 
 which are independent and uniform if the pictures are exchangeable, exactly (Vovk et al., "Algorithmic
-Learning in a Random World", 2005, theorem 8.2). Scores begin with those of the calibration images as what
-came before. Only scores below the threshold take part, on both sides, so that strangers now and then are no
-drift; given the threshold those are exchangeable, too. That too many are flagged has a channel of its own,
-whose null hypothesis is a share of at most FLOOD.
+Learning in a Random World", 2005, theorem 8.2). Scores of calibration images are
+not among what came before: they are of images in a variation that is tolerated, and by fits on fewer images.
+Only scores below the threshold take part, so that strangers now and then are no drift: given that it is below
+a fixed number, a score is exchangeable with the others that are. That too many are flagged has a channel of
+its own, whose null hypothesis is a share of at most FLOOD.
 
 **Bets.** The Simple Jumper (Vovk et al., "Retrain or not retrain", arXiv:2102.10439, algorithm 1): capital
 on each slope ε, of which a share J changes its slope at every step,
@@ -118,20 +119,19 @@ class Drift:
     """The test, fed with events in order.
 
     Args:
-        scores: of calibration images.
         threshold: scores from here on are flagged.
         delta: the most that the probability of any false alarm, up to the first one, may be.
     """
 
-    def __init__(self, scores: list[float], threshold: float, delta: float = DELTA) -> None:
+    def __init__(self, threshold: float, delta: float = DELTA) -> None:
         self.threshold, self.delta = threshold, delta
         self.seen = 0  # the id of the last event
         self.share = 0.0  # running mean of what is flagged
         self.flooded = False  # said already, and the share has not fallen since
-        self._begin(sorted(score for score in scores if score < threshold))
+        self._begin()
 
-    def _begin(self, scores: list[float]) -> None:
-        self.channels: dict[str, Channel] = {"score": Channel(scores)}
+    def _begin(self) -> None:
+        self.channels: dict[str, Channel] = {}
         self.flagged = Capital([0.0] * len(STAKES))
 
     @property
@@ -164,7 +164,7 @@ class Drift:
             return None
         alarm = Alarm(self.evidence, self._changed())
         self.flooded = self.flooded or self.flagged.total >= 1 / self.delta
-        self._begin([])
+        self._begin()
         return alarm
 
     def _changed(self) -> str:
@@ -188,7 +188,7 @@ class Drift:
     @classmethod
     def load(cls, text: str) -> Drift:
         content: dict[str, Any] = json.loads(text)
-        drift = cls([], content["threshold"], content["delta"])
+        drift = cls(content["threshold"], content["delta"])
         drift.seen = content["seen"]
         drift.channels = {
             name: Channel(values, Capital(**capital), tends)

@@ -28,7 +28,7 @@ class WatchRequest:
         keep: for how long ("30d") and in how many bytes ("4GB") events are kept.
         once: stop when all that is there was judged.
         webhook: where flagged pictures, proposals and alarms are sent.
-        host, port: where the page is served; None: nowhere.
+        port: of this machine, at which the page is served; 0: a free one; None: no page.
         device: auto, cpu, cuda or mps.
         backbone_weights, view_backbone_weights: files of weights.
         allow_downloads: whether weights of the model's backbones may be downloaded.
@@ -46,7 +46,6 @@ class WatchRequest:
     keep: tuple[str, ...] = KEEP
     once: bool = False
     webhook: str | None = None
-    host: str = "127.0.0.1"
     port: int | None = None
     device: str = "auto"
     backbone_weights: str | None = None
@@ -60,6 +59,8 @@ class WatchRequest:
             )
         for text in self.keep:
             _kept(text)
+        if self.port is not None and self.port > 65535:
+            raise PadError(f"--port takes a number from 0 to 65535, not {self.port}")
 
     @property
     def adopt_after(self) -> int | None:

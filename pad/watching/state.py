@@ -26,6 +26,7 @@ FORMAT = 1
 FILE, LOCK = "watch.sqlite", ".lock"
 OPEN, ACCEPTED, REJECTED = "open", "accepted", "rejected"
 MOST_BUFFERED = 500  # flagged pictures that wait for others like them
+MOST_DELIVERIES = 10_000  # that wait to be sent
 LATEST = 1000  # events whose thumbnails are kept whatever their verdict
 MOST_MEMBERS = 64  # pictures of a proposal whose features are kept; it counts all
 
@@ -145,11 +146,13 @@ class State:
         self.database = sqlite3.connect(path, timeout=30, isolation_level=None)
         self.database.execute("PRAGMA journal_mode=WAL")
         self.database.execute("PRAGMA synchronous=FULL")
-        with self.transaction():
-            if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'facts'"):
-                for statement in _SCHEMA.split(";"):
-                    self.database.execute(statement)
-                self.set_fact("format", FORMAT)
+        there = "SELECT 1 FROM sqlite_master WHERE name = 'facts'"
+        if not self._all(there):
+            with self.transaction():
+                if not self._all(there):  # another may have been quicker
+                    for statement in _SCHEMA.split(";"):
+                        self.database.execute(statement)
+                    self.set_fact("format", FORMAT)
         found = self.fact("format")
         if found != FORMAT:
             raise PadError(f"{path} was made by another pad (format {shown(found)}, this one has {FORMAT})")
@@ -216,11 +219,25 @@ class State:
         rows = self._all(f"SELECT {_EVENT} FROM events WHERE id > ? ORDER BY id LIMIT ?", after, limit)
         return [_event(row) for row in rows]
 
-    def latest_events(self, limit: int, flagged: bool = False) -> list[Event]:
-        """The newest first."""
-        where = "WHERE verdict = 'anomaly'" if flagged else ""
-        rows = self._all(f"SELECT {_EVENT} FROM events {where} ORDER BY id DESC LIMIT ?", limit)
+    def latest_events(self, limit: int, flagged: bool = False, before: int | None = None) -> list[Event]:
+        """The newest first; `before`: of those with a smaller id."""
+        query = f"SELECT {_EVENT} FROM events WHERE id < ? AND (NOT ? OR verdict = 'anomaly')"
+        rows = self._all(
+            f"{query} ORDER BY id DESC LIMIT ?", 2**62 if before is None else before, flagged, limit
+        )
         return [_event(row) for row in rows]
+
+    def rates(self, buckets: int, most: int = 10_000) -> list[tuple[int, int, int]]:
+        """Of the latest events, in buckets of ids: the first id, how many were judged, and how many
+        flagged."""
+        last = self.count()["events"]
+        size = max(1, -(-min(last, most) // buckets))
+        rows = self._all(
+            "SELECT (id - 1) / ?1, COUNT(*), SUM(verdict = 'anomaly') FROM events"
+            " WHERE id > ?2 AND verdict <> '' GROUP BY 1 ORDER BY 1",
+            size, last - most,
+        )  # fmt: skip
+        return [(bucket * size + 1, count, flagged) for bucket, count, flagged in rows]
 
     def thumbnail(self, event: int) -> bytes | None:
         """The small JPEG of an event."""
@@ -402,8 +419,12 @@ class State:
     # Deliveries
 
     def add_delivery(self, identity: str, body: str, now: float) -> None:
-        """Something to be sent, within a transaction."""
+        """Something to be sent, within a transaction. The oldest make room."""
         self._run("INSERT OR IGNORE INTO deliveries VALUES (?, ?, ?, 0, ?)", identity, now, body, now)
+        if self.deliveries() > MOST_DELIVERIES:
+            self._run(
+                "DELETE FROM deliveries WHERE id = (SELECT id FROM deliveries ORDER BY time, id LIMIT 1)"
+            )
 
     def due_delivery(self, now: float) -> tuple[str, str, int] | None:
         """The oldest that is to be tried: id, body, how often it was."""

@@ -155,7 +155,7 @@ class Watcher:
         snapshot = self.state.fact("drift")
         if snapshot is not None:
             return Drift.load(snapshot)
-        drift = Drift(self.calibration.scores.tolist(), self.calibration.threshold(self.request.fpr))
+        drift = Drift(self.calibration.threshold(self.request.fpr))
         self.state.set_fact("drift", drift.dump())
         return drift
 
