@@ -43,8 +43,8 @@ class Webhook:
         try:
             port = parts.port
         except ValueError:
-            port = None
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.fragment:
+            port = -1
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or port == -1:
             raise PadError(f"--webhook takes an address like https://host/path, not '{url:.80}'")
         self._https, self._host, self._port = parts.scheme == "https", parts.hostname, port
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
