@@ -47,9 +47,11 @@ def _one(part: bytes) -> Features:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """A small JPEG."""
+    """A small JPEG; smaller pictures are enlarged by a whole number."""
     small = displayable(image, 4 * THUMBNAIL)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
+    if (factor := THUMBNAIL // max(small.size)) > 1:
+        small = small.resize((small.width * factor, small.height * factor), Image.Resampling.NEAREST)
     content = io.BytesIO()
     small.save(content, "JPEG", quality=80)
     return content.getvalue()

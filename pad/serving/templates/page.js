@@ -29,10 +29,10 @@ function item(event) {
   }
   const name = event.path.split("/").pop();
   const line = make("div", "", name);
-  const p = event.p_value === null ? "" : " p " + event.p_value.toPrecision(2);
+  const p = event.p_value === null ? "" : " " + event.p_value.toPrecision(2);
   const verdict = make("div", "verdict", (event.verdict || "error") + p);
   const belongs = event.error || (event.cluster === null ? "" : event.name || "proposal " + event.cluster);
-  node.title = event.path + "\n" + when(event.time) + (event.error ? "\n" + event.error : "");
+  node.title = "p-value " + event.p_value + "\n" + event.path + "\n" + when(event.time) + (event.error ? "\n" + event.error : "");
   node.append(pane, verdict, line, make("div", "", belongs));
   return node;
 }
