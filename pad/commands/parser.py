@@ -169,7 +169,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-queue", type=_positive_int, metavar="N", help="pictures that may wait; beyond "
                         "that, the answer is 429 (default 1024)")  # fmt: skip
     parser.add_argument("--timeout", type=_minutes, metavar="S", help="seconds for a request (default 60)")
-    parser.add_argument("--batch-size", type=_batch_size, metavar="N", help="scored at a time (default 32)")
+    parser.add_argument("--batch-size", type=_batch_size, metavar="N", help="scored at a time (default 64)")
     _add_weights(parser)
     _add_downloads(parser)
     _add_device(parser)

@@ -44,7 +44,7 @@ class ServeRequest:
     max_images: int = 256
     max_queue: int = 1024
     timeout: float = 60.0
-    batch_size: int = 32
+    batch_size: int = 64
     device: str = "auto"
     backbone_weights: str | None = None
     view_backbone_weights: str | None = None

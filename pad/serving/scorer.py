@@ -26,6 +26,7 @@ from pad.judging.rows import Row, make_row
 from pad.serving.request import ServeRequest
 
 DECODERS = 2  # threads
+DECODED_AT_ONCE = 16  # pictures of a request
 
 
 class Given(NamedTuple):
@@ -55,46 +56,50 @@ class Scorer:
     def __init__(self, detector: Detector, request: ServeRequest, scored: Callable[[int], object]) -> None:
         self.detector, self.request, self._scored = detector, request, scored
         self._queue: deque[_Waiting] = deque()
-        self._coming = 0  # pictures that are being decoded
+        self.waiting = 0  # pictures that were asked for and have no answer yet
         self._decoding = ThreadPoolExecutor(DECODERS, "decode")
         self._computing = ThreadPoolExecutor(1, "score")
         self._work: asyncio.Task[None] | None = None
-
-    @property
-    def waiting(self) -> int:
-        """How many pictures wait or are decoded."""
-        return len(self._queue) + self._coming
 
     async def score(self, given: Sequence[Given]) -> list[Row]:
         """A row for each picture, in order. Raises TooMany."""
         if self.waiting + len(given) > self.request.max_queue:
             raise TooMany("too many pictures are waiting; try later")
-        self._coming += len(given)
-        tasks = [asyncio.ensure_future(self._one(each)) for each in given]
+        self.waiting += len(given)
+        parts = [given[start : start + DECODED_AT_ONCE] for start in range(0, len(given), DECODED_AT_ONCE)]
+        tasks = [asyncio.ensure_future(self._some(part)) for part in parts]
         try:
-            return await asyncio.gather(*tasks)
+            return [row for rows in await asyncio.gather(*tasks) for row in rows]
         finally:
+            self.waiting -= len(given)
             for task in tasks:
                 task.cancel()
 
-    async def _one(self, given: Given) -> Row:
+    async def _some(self, given: Sequence[Given]) -> list[Row]:
         loop = asyncio.get_running_loop()
-        try:
-            pictures = await loop.run_in_executor(self._decoding, self._decoded, given)
-        except ImageError as error:
-            return Row(given.name, error=error.reason)
-        except PadError as error:
-            return Row(given.name, error=str(error))
-        finally:
-            self._coming -= 1
-        answer: asyncio.Future[Row] = loop.create_future()
-        self._queue.append(_Waiting(given.name, pictures, answer))
-        if self._work is None or self._work.done():
+        decoded = await loop.run_in_executor(self._decoding, self._decoded, given)
+        answers: list[asyncio.Future[Row]] = []
+        for each, pictures in zip(given, decoded, strict=True):
+            answers.append(loop.create_future())
+            if isinstance(pictures, Row):
+                answers[-1].set_result(pictures)
+            else:
+                self._queue.append(_Waiting(each.name, pictures, answers[-1]))
+        if self._queue and (self._work is None or self._work.done()):
             self._work = asyncio.ensure_future(self._work_off())
-        return await answer
+        return await asyncio.gather(*answers)
 
-    def _decoded(self, given: Given) -> Pictures:
-        return as_seen([self._opened(given)], self.detector.config)
+    def _decoded(self, given: Sequence[Given]) -> list[Pictures | Row]:
+        """What is looked at of each picture, or a row that says why it cannot be."""
+        decoded: list[Pictures | Row] = []
+        for each in given:
+            try:
+                decoded.append(as_seen([self._opened(each)], self.detector.config))
+            except ImageError as error:
+                decoded.append(Row(each.name, error=error.reason))
+            except Exception as error:  # pixels that cannot be converted: the others get their answers
+                decoded.append(Row(each.name, error=f"cannot be decoded ({type(error).__name__})"))
+        return decoded
 
     def _opened(self, given: Given) -> Image.Image:
         if given.error:
@@ -146,7 +151,7 @@ class Scorer:
         and where they differ. Raises TooMany."""
         if self.waiting >= self.request.max_queue:
             raise TooMany("too many pictures are waiting; try later")
-        self._coming += 1
+        self.waiting += 1
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._computing, self._explained, given)
@@ -155,7 +160,7 @@ class Scorer:
         except PadError as error:
             return Row(given.name, error=str(error)), ""
         finally:
-            self._coming -= 1
+            self.waiting -= 1
 
     def _explained(self, given: Given) -> tuple[Row, str]:
         request = self.request
