@@ -41,6 +41,7 @@ LAYERS = (
 
 # Imports that do not stand at the top of a module, by what is imported. None of `pad`'s own is among them.
 LAZY = {
+    "cv2": "an extra",
     "huggingface_hub": "reads the environment; and its upload takes half a second to import",
     "jinja2": "start-up: only the report needs it",
     "lmdb": "an extra",

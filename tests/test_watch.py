@@ -354,7 +354,7 @@ def _events(state: Path) -> int:
     ("words", "message"),
     [
         (["none", "in", "--state", "s"], "none"),
-        (["MODEL", "nowhere", "--state", "s"], "nowhere: no such folder to watch"),
+        (["MODEL", "nowhere", "--state", "s"], "nowhere: no such folder or video to watch"),
         (["MODEL", "--state", "s"], "name a SOURCE"),
         (["MODEL", "in", "--state", "file"], "file is a file; name a folder"),
         (["MODEL", "in", "--state", "s", "--adopt", "after:2"], "--adopt takes ask, never, or after:N"),

@@ -130,8 +130,9 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="run folder, model folder, zoo:NAME or "
                         "hf-hub:ORG/REPO[@REV]; or proposals, accept, reject, rollback")  # fmt: skip
-    parser.add_argument("source", nargs="?", metavar="SOURCE", help="a folder in which pictures appear, or "
-                        "-: paths or JSON on standard input; or the ID of a proposal")  # fmt: skip
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help="a folder in which pictures appear, a "
+                        "video, a camera's index or rtsp:// address (pip install 'pad[watch]'), or -: paths "
+                        "or JSON on standard input; or the ID of a proposal")  # fmt: skip
     parser.add_argument(
         "--state", required=True, metavar="DIR", help="folder of all that is to be remembered"
     )

@@ -14,9 +14,9 @@ from pad.detector import Detector
 from pad.errors import PadError
 from pad.store.hub import resolve_model
 from pad.store.model_folder import fingerprint
-from pad.watching.arrivals import open_source
 from pad.watching.output import open_output
 from pad.watching.request import WatchRequest
+from pad.watching.source import open_source
 from pad.watching.state import State
 from pad.watching.watcher import Watcher
 from pad.watching.webhook import Webhook

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -90,7 +89,7 @@ class Folder:
 
     def __init__(self, folder: Path, seen: Callable[[bytes], bool]) -> None:
         if not folder.is_dir():
-            raise PadError(f"{folder}: no such folder to watch; SOURCE is a folder, or - for standard input")
+            raise PadError(f"{folder}: no such folder to watch")
         self.folder, self._seen = folder, seen
         self._done: dict[str, tuple[int, int]] = {}  # of files that lie there: judged with this size and time
         self._open: dict[str, _File] = {}
@@ -285,10 +284,3 @@ def _of_line(line: bytes, seen: Callable[[bytes], bool]) -> Arrival | None:
         return _read(base64.b64decode(given["image"], validate=True), shown, key)
     except (binascii.Error, ValueError):
         return Arrival(shown, key, None, '"image" is not base64')
-
-
-def open_source(name: str, seen: Callable[[bytes], bool]) -> Source:
-    """The source that SOURCE names. Raises PadError for none."""
-    if name == "-":
-        return Lines(sys.stdin.buffer, seen)
-    return Folder(Path(name), seen)
