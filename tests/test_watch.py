@@ -307,8 +307,8 @@ def test_single_flagged_pictures_are_never_adopted(model: Path, fashion: Path, t
 def test_killed_at_any_moment_no_event_is_lost_or_doubled(model: Path, fashion: Path, tmp_path: Path) -> None:
     source, state, lines = tmp_path / "in", tmp_path / "state", tmp_path / "out.jsonl"
     kinds = [fashion / "test" / kind for kind in ("trouser", "bag", "normal")]
-    pictures = fill(source, *kinds)
-    words = [model, source, "--state", state, "--once", "--device", "cpu", "--adopt", "after:14"]
+    pictures = fill(source, *kinds, most=13)
+    words = [model, source, "--state", state, "--once", "--device", "cpu", "--adopt", "after:12"]
     words += ["--out", lines]
     chance, done, kills = random.Random(0), False, 0
     while not done:
@@ -316,14 +316,14 @@ def test_killed_at_any_moment_no_event_is_lost_or_doubled(model: Path, fashion: 
             command(*words), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         known = _events(state)
-        # Killed soon after it has judged something, so that there is progress.
-        while process.poll() is None and (_events(state) == known or chance.random() < 0.5):
+        # Killed soon after it has judged something, so that there is progress; the last one lives.
+        while process.poll() is None and (kills == 6 or _events(state) == known or chance.random() < 0.5):
             time.sleep(0.01)
         done = process.poll() == 0
         process.kill()
         process.wait()
         kills += not done
-    assert kills >= 5
+    assert kills >= 3
     events = State(state).events()
     assert sorted(event.path for event in events) == sorted(map(str, pictures))
     assert [event.id for event in events] == list(range(1, len(pictures) + 1))
