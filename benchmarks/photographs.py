@@ -113,7 +113,7 @@ def by_pad(detector: Detector, train: Looked, test: Features, rows: np.ndarray, 
     begun = time.perf_counter()
     held_out = fit_quick(detector, of_rows(train, rows))
     seconds = time.perf_counter() - begun
-    fusion = Fusion.fit(quick.names, held_out)
+    fusion = Fusion.fit(quick.names, held_out, likeness=quick.likeness)
     views = quick.scores(test).numpy()
     calibration = Calibration(fusion.fuse(held_out).astype(np.float64))
     fused = fusion.fuse(views)

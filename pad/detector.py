@@ -44,7 +44,7 @@ from pad.store.model_folder import read_model, write_model
 from pad.store.weights import TensorSpec
 from pad.views.examined import Examined
 from pad.views.features import Features
-from pad.views.generator import GeneratorView, smooth
+from pad.views.generator import GeneratorView
 from pad.views.quick import QuickViews, build_quick
 from pad.views.tiles import largest, stitched
 
@@ -153,7 +153,7 @@ class Detector:
     def anomaly_map(self, x: Pictures) -> Tensor:
         """Where the image differs, (n, s, s) float32 >= 0: by *parts*, else by the generator.
 
-        It is smoothed: what matters is the region, not the sharpest pixel.
+        That of the generator is smoothed: what matters is the region, not the sharpest pixel.
         """
         return self.examine(x).maps
 
@@ -215,8 +215,9 @@ class Detector:
     def quick_maps(self, features: Features) -> Tensor:
         """Where images differ from what is normal there, (n, s, s) float32 >= 0, s = MAP_SIDE."""
         assert self.quick is not None
-        maps = F.interpolate(self.quick.map(features)[:, None], size=(MAP_SIDE, MAP_SIDE), mode="bilinear")
-        return smooth(maps[:, 0], MAP_SIDE / 32)
+        # As it is: blurred maps were behind in AUPRO, and would fade towards the border.
+        size = (MAP_SIDE, MAP_SIDE)
+        return F.interpolate(self.quick.map(features)[:, None], size=size, mode="bilinear")[:, 0]
 
     def _placed(self, features: Features) -> Tensor:
         assert self.quick is not None
@@ -409,7 +410,8 @@ class Detector:
         """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents,
         and the share of their differences that the generator explains."""
         measured: dict[str, Any] = dict(extra)
-        self.fusion = Fusion.fit(self.views, views, explained) if len(self.views) > 1 else None
+        likeness = self.quick.likeness if self.quick is not None else 0.0
+        self.fusion = Fusion.fit(self.views, views, explained, likeness) if len(self.views) > 1 else None
         scores = self.fused(torch.from_numpy(views))
         if len(self.views) > 1:
             measured["views"] = {
