@@ -26,7 +26,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 def packed(features: Features) -> bytes:
     """The features of one image."""
     named = {f"deep{i}": layer for i, layer in enumerate(features.deep)}
-    named |= {"middle": features.middle, "local": features.local}
+    named |= {"middle": features.middle, "local": features.local, "layers": torch.tensor(features.layers)}
     return save({name: tensor.contiguous().clone() for name, tensor in named.items()})
 
 
@@ -38,8 +38,8 @@ def unpacked(parts: list[bytes]) -> Features:
 def _one(part: bytes) -> Features:
     try:
         named = load(part)
-        deep = [named[f"deep{i}"] for i in range(len(named) - 2)]
-        return Features(deep, named["middle"], named["local"])
+        deep = [named[f"deep{i}"] for i in range(len(named) - 3)]
+        return Features(deep, named["middle"], named["local"], int(named["layers"]))
     except (SafetensorError, KeyError) as error:
         raise PadError(
             f"the state holds features that cannot be read ({error}); begin with another --state"

@@ -9,6 +9,9 @@ neither is found as before: a single Gaussian over dogs and cats would be wide e
 neither. For a picture of the kind k, p(x) ≥ p_k(x), hence what holds for p_k holds for p: class-conditional
 conformal prediction (Vovk, 2012), with the largest p-value of all classes.
 
+Of the view *parts* a new kind has its own mean at each place, and the model's covariances: a dozen pictures
+say nothing of those, and seconds would pass. *Whole* and *middle* are fitted on the accepted pictures alone.
+
 With n accepted pictures each of which is scored by a fit without it, p_k is conformal
 (pad/judging/calibration.py) where n is large enough for the rate asked. A dozen are not: 5 % takes 19. Then
 the fused score, a logarithm, is taken for normally distributed, and p_k is that of Student's prediction of
@@ -31,6 +34,7 @@ from numpy.typing import NDArray
 from pad.judging.calibration import Calibration
 from pad.judging.fusion import Fusion
 from pad.views.features import Features
+from pad.views.parts import Parts
 from pad.views.quick import QuickViews
 
 FOLDS = 6
@@ -48,20 +52,29 @@ class NewNormal:
 
     def __init__(self, accepted: Features, views: QuickViews, fpr: float) -> None:
         self.views = QuickViews(views.names, views.backbone)
-        scores = self._out_of_fold(accepted)
-        self.views.fit(accepted)
-        self.fusion = Fusion.fit(views.names, scores)
+        scores = self._out_of_fold(accepted, views)
+        self._fit(accepted, views)
+        self.fusion = Fusion.fit(views.names, scores, likeness=views.likeness)
         fused = _without_outliers(self.fusion.fuse(scores).astype(np.float64))
         self.size = len(fused)
         self.mean, self.deviation = float(fused.mean()), max(float(fused.std(ddof=1)), 1e-6)
         self.calibration = Calibration(fused)
         self.holds = self.calibration.note(fpr) is None  # enough pictures to hold the rate
 
-    def _out_of_fold(self, accepted: Features) -> NDArray[np.float32]:
+    @torch.no_grad()
+    def _fit(self, accepted: Features, like: QuickViews) -> None:
+        for name in self.views.names:
+            view, known = self.views.of(name), like.of(name)
+            if isinstance(view, Parts) and isinstance(known, Parts):
+                view.fit_mean(accepted, known)
+            else:
+                view.fit(accepted)
+
+    def _out_of_fold(self, accepted: Features, like: QuickViews) -> NDArray[np.float32]:
         fold = torch.arange(len(accepted)) % min(FOLDS, len(accepted))
         scores = torch.empty(len(accepted), len(self.views.names))
         for held_out in fold.unique():
-            self.views.fit(accepted.take(fold != held_out))
+            self._fit(accepted.take(fold != held_out), like)
             scores[fold == held_out] = self.views.scores(accepted.take(fold == held_out))
         return scores.numpy()
 
