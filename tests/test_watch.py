@@ -4,16 +4,22 @@ proposed."""
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +30,14 @@ import pad
 from pad.watching.state import FILE, State
 
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+SECRET = "a secret of the tests"
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PAD_WEBHOOK_SECRET": SECRET,
+}
 
 
 @pytest.fixture(scope="module")
@@ -385,6 +398,57 @@ def test_mistakes_are_told_in_a_line(words: list[str], message: str, model: Path
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_the_page_and_the_webhook_of_a_watcher(
+    model: Path, fashion: Path, tmp_path: Path, running: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    got: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            signed = self.headers["X-Pad-Timestamp"].encode() + b"." + body
+            expected = hmac.new(SECRET.encode(), signed, hashlib.sha256).hexdigest()
+            assert self.headers["X-Pad-Signature"] == f"sha256={expected}"
+            got.append(json.loads(body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    receiver = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    fill(tmp_path / "in", fashion / "test" / "trouser", most=15)
+    address = f"http://127.0.0.1:{receiver.server_port}/hook"
+    state = tmp_path / "state"
+    process = running(model, tmp_path / "in", "--state", state, "--port", 0, "--webhook", address)
+    assert process.stderr is not None
+    while not (found := re.search(rb"page: (http\S+)", line := process.stderr.readline())):
+        assert line, "no page"
+    url = found[1].decode()
+
+    def ask(path: str, method: str = "GET") -> Any:
+        request = urllib.request.Request(url + path, method=method, headers={"X-Pad": "1"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    (proposal,) = wait_for(lambda: ask("/api/state")["proposals"], process)
+    assert proposal["status"] == "open"
+    assert ask("/api/accept/1", "POST")["version"] == 2
+    fill(tmp_path / "in" / "more", fashion / "test" / "trouser", most=5)
+    wait_for(lambda: len(ask("/api/events")) == 20, process)
+    assert {event["version"] for event in ask("/api/events")[:5]} == {2}
+    wait_for(lambda: any(message["kind"] == "proposal" for message in got), process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    receiver.shutdown()
+    receiver.server_close()
+    kinds = {kind: [m for m in got if m["kind"] == kind] for kind in ("anomaly", "proposal", "drift")}
+    flagged = [event for event in State(state).events() if event.verdict == "anomaly"]
+    assert sorted(m["id"] for m in kinds["anomaly"]) == sorted(f"event-{event.id}" for event in flagged)
+    assert [m["proposal"] for m in kinds["proposal"]] == [1]
+    assert len(kinds["drift"]) == len(State(state).alarms()) >= 1
 
 
 def test_a_state_has_one_watcher(model: Path, tmp_path: Path) -> None:
