@@ -113,11 +113,7 @@ def by_pad(detector: Detector, train: Looked, test: Features, rows: np.ndarray, 
     begun = time.perf_counter()
     fitted = fit_quick(detector, of_rows(train, rows))
     seconds = time.perf_counter() - begun
-<<<<<<< HEAD
-    fusion = Fusion.fit(quick.names, held_out, likeness=quick.likeness)
-=======
-    fusion = Fusion.fit(quick.names, fitted.scores[fitted.belonging])
->>>>>>> clean
+    fusion = Fusion.fit(quick.names, fitted.scores[fitted.belonging], likeness=quick.likeness)
     views = quick.scores(test).numpy()
     calibration = Calibration(fusion.fuse(fitted.scores[fitted.calibrating]).astype(np.float64))
     fused = fusion.fuse(views)

@@ -124,12 +124,18 @@ class Detector:
         """The score in each view, (n, v) float32 on the CPU; of pictures in tiles, the largest of a tile."""
         if isinstance(x, list):
             return torch.stack([largest(picture, self.score_views, self.tiles_at_once) for picture in x])
-        columns = []
+        return self.looked(x)[0]
+
+    def looked(self, x: Tensor) -> tuple[Tensor, Features | None]:
+        """The score in each view, (n, v) float32 on the CPU, and what the quick views see, None without
+        any."""
+        columns, features = [], None
         if self.generator is not None:
             columns.append(self.generator.score(self.for_generator(x))[:, None])
         if self.quick is not None:
-            columns.append(self.quick.scores(self._features(x)))
-        return torch.cat(columns, 1)
+            features = self._features(x)
+            columns.append(self.quick.scores(features))
+        return torch.cat(columns, 1), features
 
     def score_batch(self, x: Pictures) -> Tensor:
         """A(x), (n,) float32 on the CPU."""
@@ -411,13 +417,9 @@ class Detector:
         """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents,
         and the share of their differences that the generator explains. belonging: see `calibrate`."""
         measured: dict[str, Any] = dict(extra)
-<<<<<<< HEAD
-        likeness = self.quick.likeness if self.quick is not None else 0.0
-        self.fusion = Fusion.fit(self.views, views, explained, likeness) if len(self.views) > 1 else None
-=======
         fused_by = views if belonging is None else views[belonging]
-        self.fusion = Fusion.fit(self.views, fused_by, explained) if len(self.views) > 1 else None
->>>>>>> clean
+        likeness = self.quick.likeness if self.quick is not None else 0.0
+        self.fusion = Fusion.fit(self.views, fused_by, explained, likeness) if len(self.views) > 1 else None
         scores = self.fused(torch.from_numpy(views))
         if len(self.views) > 1:
             measured["views"] = {

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import pad
+from pad.watching.state import State
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".sh"))
@@ -84,6 +85,17 @@ def test_explanations(fashion: Path, tmp_path: Path) -> None:
     for path in pictures:
         with Image.open(path) as picture:
             assert picture.width > 3 * 28
+
+
+def test_stream(fashion: Path, tmp_path: Path) -> None:
+    pad.fit(fashion / "train" / "ankle-boot", steps=0).save(tmp_path / "model")
+    told = run("stream.py", tmp_path / "model", fashion / "test" / "trouser", tmp_path / "state", 0)
+    lines = told.splitlines()
+    assert len(lines) == 20
+    assert sum("anomaly" in line for line in lines) >= 18
+    assert sum("like proposal 1" in line for line in lines) >= 3
+    state = State(tmp_path / "state")
+    assert [(p.id, p.status) for p in state.proposals()] == [(1, "open")]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

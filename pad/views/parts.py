@@ -46,7 +46,7 @@ class Parts(nn.Module):
     def fit(self, normal: Features) -> None:
         # A row of places at a time: all of them, of thousands of images, would take gigabytes.
         rows = range(self.side)
-        self.mean = torch.stack([normal.local[:, row].float().mean(0) for row in rows]).half()
+        self._centre(normal)
         self.whitening = _whitening(self._some_centred(normal), self.kept)
         covariances, fourth = zip(*(self._moments(normal, row) for row in rows), strict=True)
         shrunk = _shrunk(torch.cat(covariances), torch.cat(fourth), len(normal))
@@ -56,6 +56,16 @@ class Parts(nn.Module):
         lower, upper = torch.tril_indices(self.kept, self.kept)
         self.factors = inverse[:, lower, upper].half()
         self._unpacked = None
+
+    def fit_mean(self, normal: Features, like: Parts) -> None:
+        """Only m_p from n >= 1 images, which are too few for more; their covariances are taken to be those of
+        another kind of images."""
+        self.whitening, self.factors, self._unpacked = like.whitening, like.factors, like._triangles()
+        self._centre(normal)
+
+    def _centre(self, normal: Features) -> None:
+        rows = range(self.side)
+        self.mean = torch.stack([normal.local[:, row].float().mean(0) for row in rows]).half()
 
     def _some_centred(self, normal: Features) -> Tensor:
         """f_p − m_p of at most _SAMPLES places of images, (m, c)."""
