@@ -19,14 +19,14 @@ from torch.nn import functional as F
 
 from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
-from pad.errors import PadError, warn
+from pad.errors import PadError, shown, warn
 from pad.images.decode import ImageError
 from pad.images.hashes import NO_HASHES, Hashes, joined_hashes, pack, unpack
 from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.ranges import warn_of_unit_range
 from pad.images.resize import at_side
-from pad.images.resolve import as_image_set
+from pad.images.resolve import as_image_set, named_images
 from pad.images.stream import Batch, each_batch, shares
 from pad.images.tiles import Pictures, as_seen
 from pad.images.variation import in_variation
@@ -96,6 +96,17 @@ class Detector:
         self.dtype = pick_precision(config.precision, device)
         if quick is not None:
             quick.backbone.to(device).to(memory_format=torch.channels_last)
+
+    def __repr__(self) -> str:
+        config, data = self.config, self.card.get("data", {})
+        kind = "grey" if config.channels == 1 else "colour"
+        said = [f"views {'+'.join(self.views)}", f"pictures read at {config.input_side}x{config.input_side}"]
+        said[1] += f" in {kind}" + (f", in tiles of {config.tile} pixels" if config.tile else "")
+        if isinstance(data, Mapping) and "images" in data:
+            said.append(f"trained on {data['images']} images of {shown(data.get('source'))}")
+        count = 0 if self.calibration is None else len(self.calibration)
+        said.append(f"calibrated on {count}" if count else "not calibrated")
+        return f"<pad.Detector: {'; '.join([*said, str(self.device)])}>"
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -243,15 +254,18 @@ class Detector:
         """Anomaly scores, (n,) float32; higher is more anomalous.
 
         Args:
-            images: paths, PIL images, uint8 arrays (n, H, W[, C]), float tensors (n, C, H, W) in [-1, 1],
-                or an ImageSet. Arrays and tensors of three channels are RGB; OpenCV's are BGR, and want
-                `array[..., ::-1]`.
+            images: a file, a folder, a glob or a dataset, as on the command line, or a list of these; PIL
+                images, uint8 arrays (n, H, W[, C]), float tensors (n, C, H, W) in [-1, 1], or an ImageSet.
+                Arrays and tensors of three channels are RGB; OpenCV's are BGR, and want `array[..., ::-1]`;
+                floats in [0, 1] want `pad.from_unit_range`. Of files that are named one by one there is a
+                score for each; what folders hold is scored once, in sorted order.
 
         Raises:
             PadError: an image that cannot be read, named.
 
         Warns (pad.PadWarning) if float tensors look as if they were scaled to [0, 1].
         """
+        images = named_images(images)
         warn_of_unit_range(images)
         scores = [scores.numpy() for scores in self._each_batch(self.score_batch, images)]
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
@@ -262,7 +276,7 @@ class Detector:
 
         Raises PadError if the model has no calibration, or an image cannot be read.
         """
-        calibration = self._calibrated()
+        calibration, images = self.calibrated(), named_images(images)
         warn_of_unit_range(images)
         batches = [views.numpy() for views in self._each_batch(self.score_views, images)]
         scores = np.concatenate(batches) if batches else np.empty((0, len(self.views)), np.float32)
@@ -281,7 +295,7 @@ class Detector:
 
         Raises PadError if the model has no calibration, or an image cannot be read.
         """
-        return self._calibrated().p_values(self.score(images))
+        return self.calibrated().p_values(self.score(images))
 
     def predict(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> np.ndarray:
         """True for anomalies, (n,) bool; on new normal images at most the share `fpr` is flagged, on average
@@ -290,7 +304,7 @@ class Detector:
         Raises PadError if the model has no calibration, or an image cannot be read. Warns (pad.PadWarning) if
         the calibration images are too few for this rate: then nothing is flagged, whatever the images show.
         """
-        calibration = self._calibrated()
+        calibration = self.calibrated()
         _warn_if_nothing_can_be_flagged(calibration, fpr, confidence)
         return calibration.verdicts(self.score(images), fpr, confidence)
 
@@ -300,6 +314,7 @@ class Detector:
 
         Raises PadError if an image cannot be read. Warns as `score` and `predict` do.
         """
+        images = named_images(images)
         warn_of_unit_range(images)
         if self.calibration is not None:
             _warn_if_nothing_can_be_flagged(self.calibration, fpr, confidence)
@@ -359,6 +374,7 @@ class Detector:
         too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the
         same. Warns as `score` does.
         """
+        images = named_images(images, normal=True)
         warn_of_unit_range(images)
         extra = dict(extra or {})
         if self.trained_on is not None:
@@ -415,7 +431,8 @@ class Detector:
         self.calibration = Calibration(scores.double().numpy(), measured)
         return self.calibration
 
-    def _calibrated(self) -> Calibration:
+    def calibrated(self) -> Calibration:
+        """The calibration. Raises PadError if there is none."""
         if self.calibration is None:
             raise PadError("the model has no calibration; make one with `pad calibrate MODEL NORMAL_IMAGES`")
         return self.calibration

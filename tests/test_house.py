@@ -33,6 +33,7 @@ LAYERS = (
     {"learning", "scoring"},
     {"registry"},
     {"api"},
+    {"sklearn"},
     {"commands"},
     {"__main__"},
 )
@@ -46,6 +47,7 @@ LAZY = {
     "markupsafe": "start-up: comes with jinja2",
     "matplotlib": "start-up: only pictures need it",
     "certifi": "comes with the hub's client, and is not asked for by itself",
+    "pandas": "an extra",
     "safetensors": "start-up: imports torch, which `pad zoo list` does without",
     "scipy": "start-up: only metrics and rates need it",
     "sklearn": "start-up: a second, to score one image without metrics",
