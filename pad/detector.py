@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, shown, warn
-from pad.images.decode import ImageError
 from pad.images.hashes import NO_HASHES, Hashes, joined_hashes, pack, unpack
 from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.ranges import warn_of_unit_range
+from pad.images.read import ImageError
 from pad.images.resize import at_side
 from pad.images.resolve import as_image_set, named_images
 from pad.images.stream import Batch, each_batch, shares

@@ -25,9 +25,9 @@ import numpy as np
 from PIL import Image
 
 from pad.errors import PadError, did_you_mean
-from pad.images.decode import read_image
 from pad.images.imageset import Content, ImageSet, Purpose, Sample
 from pad.images.named import DATASETS, canonical, load_dataset
+from pad.images.read import read_image
 
 NORMAL_FOLDERS = ("normal", "good")
 MASK_FOLDER = "ground_truth"
