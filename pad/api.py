@@ -32,6 +32,7 @@ def load(
     backbone_weights: str | None = None,
     allow_downloads: bool = False,
     view_backbone_weights: str | None = None,
+    precision: str | None = None,
 ) -> Detector:
     """A trained detector.
 
@@ -42,11 +43,12 @@ def load(
         allow_downloads: whether the weights of a backbone may be downloaded, if they are not on this machine:
             a model may come from a stranger, and does not start a download by itself.
         view_backbone_weights: a local file of weights for the backbone of the views, `timm:MODEL`.
+        precision: auto, float32 or bfloat16; None: as the model's recipe says.
 
     Raises:
         PadError: no such model, or one that is damaged, unsafe or made by a newer format.
     """
-    return Detector.load(model, device, backbone_weights, allow_downloads, view_backbone_weights)
+    return Detector.load(model, device, backbone_weights, allow_downloads, view_backbone_weights, precision)
 
 
 def fit(

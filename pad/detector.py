@@ -169,6 +169,12 @@ class Detector:
             at_once, channels = self.tiles_at_once, self.config.channels
             each = [stitched(picture, self.examine, self._fused_if_known, at_once, channels) for picture in x]
             return Examined(*(torch.cat(parts) for parts in zip(*each, strict=True)))
+        examined = self.examine_views(x)
+        return examined._replace(scores=self._fused_if_known(examined.views))
+
+    def examine_views(self, x: Tensor) -> Examined:
+        """As `examine`, before the views are fused: its scores are those of the first view. Of tensors it
+        makes tensors, all the way, so that torch can export it."""
         columns, compared = [], None
         if self.generator is not None:
             compared = self.generator.compare(self.for_generator(x))
@@ -183,7 +189,7 @@ class Detector:
             maps = compared.maps
         else:
             maps = self.quick_maps(features)
-        return Examined(self._fused_if_known(views), nearest, maps, latents, views)
+        return Examined(views[:, 0], nearest, maps, latents, views)
 
     def _fused_if_known(self, views: Tensor) -> Tensor:
         """`fused`, and before there is a fusion the score in the first view."""
@@ -498,6 +504,7 @@ class Detector:
         backbone_weights: str | None = None,
         allow_downloads: bool = False,
         view_backbone_weights: str | None = None,
+        precision: str | None = None,
     ) -> Detector:
         """See `load`. `view_backbone_weights` is a file for the backbone of the quick views; without it, the
         first file is for whichever of the two took its weights from a file."""
@@ -507,7 +514,10 @@ class Detector:
         if view_backbone_weights is None and isinstance(recorded, Mapping) and "file" in recorded:
             backbone_weights, view_backbone_weights = None, backbone_weights
         config = dataclasses.replace(
-            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=view_backbone_weights
+            files.recipe,
+            backbone_weights=backbone_weights,
+            view_backbone_weights=view_backbone_weights,
+            precision=precision or files.recipe.precision,
         )
         target = pick_device(device)
         generator = quick = fusion = None

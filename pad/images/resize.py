@@ -1,7 +1,13 @@
-"""Images that are tensors already, at another size."""
+"""Resizing with antialiasing: of tensors, by torch's own operator or, where a graph is exported, by matrix
+products, which any runtime computes to the last few bits.
+
+Runtimes have resizing operators, too, whose coordinates differ from torch's in the fifth digit. Pixels are
+rounded to 8 bits after it, so that this shows.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -10,4 +16,32 @@ def at_side(x: Tensor, side: int) -> Tensor:
     """Images (n, channels, s, s) in [-1, 1] at another side; as they are where it fits."""
     if x.shape[-1] == side:
         return x
-    return F.interpolate(x, size=(side, side), mode="bilinear", antialias=True).clamp(-1, 1)
+    return antialiased(x, side).clamp(-1, 1)
+
+
+def antialiased(x: Tensor, side: int) -> Tensor:
+    """Floats (n, c, h, w) at (n, c, side, side): bilinear, with antialiasing."""
+    if torch.compiler.is_compiling():
+        return by_matrices(x, side)
+    return F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+
+
+def by_matrices(x: Tensor, side: int) -> Tensor:
+    """The same by two matrix products, rows first as torch does it."""
+    height, width = x.shape[-2:]
+    return weights(height, side) @ (x @ weights(width, side).T)
+
+
+def weights(length: int, side: int) -> Tensor:
+    """(side, length): what each of `length` pixels adds to each of `side`, with antialiasing: a triangle over
+    the pixels that one of the new ones covers, in torch's own single-precision steps."""
+    scale = torch.full((1,), length, dtype=torch.float32) / side
+    support = scale.clamp_min(1.0)
+    centre = scale * (torch.arange(side) + 0.5)
+    pixel = torch.arange(length).float()[None]
+    first = (centre - support + 0.5).clamp_min(0).floor()[:, None]
+    last = (centre + support + 0.5).floor()[:, None]
+    distance = (pixel - centre[:, None] + 0.5) * (1 / support)
+    inside = ((pixel >= first) & (pixel < last)).float()
+    triangle = (1 - distance.abs()).clamp_min(0) * inside
+    return triangle / triangle.sum(1, keepdim=True)
