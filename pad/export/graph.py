@@ -6,7 +6,7 @@ views, their fusion, and the calibration. It computes in single precision.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,6 +91,8 @@ class Graph(nn.Module):
 
 def _cropped(images: Tensor, config: Config) -> Tensor:
     """The part that is seen (pad/images/geometry.py), of any height and width."""
+    height: Any
+    width: Any
     height, width = images.shape[1], images.shape[2]
     if config.crop is not None:
         height, width = torch.sym_min(height, config.crop), torch.sym_min(width, config.crop)
