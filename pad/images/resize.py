@@ -34,7 +34,7 @@ def by_matrices(x: Tensor, side: int) -> Tensor:
 
 def weights(length: int, side: int) -> Tensor:
     """(side, length): what each of `length` pixels adds to each of `side`, with antialiasing: a triangle over
-    the pixels that one of the new ones covers, in torch's own single-precision steps."""
+    the pixels that one of the new ones covers, in torch's own steps of single precision."""
     scale = torch.full((1,), length, dtype=torch.float32) / side
     support = scale.clamp_min(1.0)
     centre = scale * (torch.arange(side) + 0.5)
@@ -44,4 +44,4 @@ def weights(length: int, side: int) -> Tensor:
     distance = (pixel - centre[:, None] + 0.5) * (1 / support)
     inside = ((pixel >= first) & (pixel < last)).float()
     triangle = (1 - distance.abs()).clamp_min(0) * inside
-    return triangle / triangle.sum(1, keepdim=True)
+    return triangle / triangle.cumsum(1)[:, -1:]  # added one after the other, as torch does it
