@@ -7,11 +7,14 @@ rounded to 8 bits after it, so that this shows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 _PIECE = 128
+
 
 def at_side(x: Tensor, side: int) -> Tensor:
     """Images (n, channels, s, s) in [-1, 1] at another side; as they are where it fits."""
@@ -34,7 +37,7 @@ def by_matrices(x: Tensor, side: int) -> Tensor:
     return down @ (x.index_select(-1, columns) @ across.T).index_select(-2, rows)
 
 
-def weights(length: int, side: int) -> tuple[Tensor, Tensor]:
+def weights(length: Any, side: int) -> tuple[Tensor, Tensor]:
     """What each of `length` pixels adds to each of `side`, with antialiasing: a triangle over the pixels that
     one of the new ones covers, in torch's own steps of single precision. (side, k), and which pixels these k
     are.
@@ -52,7 +55,7 @@ def weights(length: int, side: int) -> tuple[Tensor, Tensor]:
 
     scale = torch.full((1,), length, dtype=torch.float32) / side
     support = scale.clamp_min(1.0)
-    centre = scale * (torch.arange(side) + 0.5)
+    centre: Tensor = scale * (torch.arange(side) + 0.5)
     first = (centre - support + 0.5).clamp_min(0).floor()[:, None]
     last = (centre + support + 0.5).floor().clamp_max(length)[:, None]
     pixel = pixels.float()[None]
