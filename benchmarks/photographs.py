@@ -2,12 +2,13 @@
 
     python benchmarks/photographs.py --data-root DIR [--tasks dogs cats tiles cifar10] [--seeds 0 1 2]
                                      [--few 8 16 32 64] [--out FILE] [--markdown FILE]
+    python benchmarks/photographs.py --data-root DIR --tasks dogs fashion-mnist:9 --few 16 60 200 --splits 200
 
 DIR holds the folders dogs-cats (train/dog, train/cat, test/dog, test/cat), magnetic-tiles (the MVTec
-layout) and cifar10-2000 (train/CLASS, test/CLASS). Features are computed once a task, as `pad train --steps
-0` computes them; every method then sees the same images, those of the peers on embeddings the same features
-of unit length as the view *whole*. A seed chooses folds, and of few images which. No setting looks at a
-test image.
+layout) and cifar10-2000 (train/CLASS, test/CLASS), or Fashion-MNIST (fashion-mnist:CLASS). Features are
+computed once a task, as `pad train --steps 0` computes them; every method then sees the same images, those of
+the peers on embeddings the same features of unit length as the view *whole*. A seed chooses folds, and of few
+images which. No setting looks at a test image.
 
 Peers: k nearest neighbours, LOF and ECOD (PyOD's where it is installed, `pip install pyod`) and a Mahalanobis
 distance on the embeddings; an isolation forest on HSV histograms; kNN on 32x32 pixels.
@@ -16,6 +17,7 @@ distance on the embeddings; an isolation forest on HSV histograms; kNN on 32x32 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,10 +40,10 @@ from pad.images.imageset import ImageSet, joined_sets
 from pad.images.resolve import resolve
 from pad.judging.calibration import Calibration
 from pad.judging.fusion import Fusion
-from pad.learning.cross_fit import out_of_fold_scores
-from pad.learning.quick import Looked, look
+from pad.learning.quick import Looked, fit_quick, look, quick_of
 from pad.recipes import build_config
-from pad.views.quick import QuickViews, build_quick
+from pad.views.features import Features, joined_features
+from pad.views.quick import build_quick
 
 RATES = (0.05, 0.1, 0.2)
 NEIGHBOURS = 5
@@ -73,6 +75,11 @@ def tasks(root: Path, names: list[str]) -> Iterator[Task]:
             place = root / "magnetic-tiles"
             kinds = sorted(p for p in (place / "test").iterdir() if p.name != "good")
             yield of(name, place / "train" / "good", [place / "test" / "good"], kinds)
+        elif name.startswith("fashion-mnist:"):
+            normal, everything = resolve([name], "train", root), resolve([name], "evaluate", root)
+            good = everything.subset(i for i, s in enumerate(everything.samples) if not s.anomalous)
+            bad = everything.subset(i for i, s in enumerate(everything.samples) if s.anomalous)
+            yield Task(name, normal, joined_sets(good, bad), len(good))
         elif name == "cifar10":
             place = root / "cifar10-2000"
             kinds = sorted((place / "test").iterdir())
@@ -87,15 +94,27 @@ def quick_detector(images: ImageSet, device: str) -> Detector:
     return Detector(config, None, build_quick(config), pick_device(device))
 
 
-def by_pad(quick: QuickViews, train: Looked, test: Looked, rows: np.ndarray, seed: int) -> dict[str, Any]:
+def of_rows(looked: Looked, rows: np.ndarray) -> Looked:
+    """What was seen of some of the images."""
+    chosen = torch.from_numpy(rows)
+    return Looked(
+        looked.features.take(chosen),
+        None if looked.varied is None else looked.varied.take(chosen),
+        looked.thumbnails[chosen],
+        [looked.indices[row] for row in rows],
+        looked.hashes[rows],
+        [],
+    )
+
+
+def by_pad(detector: Detector, train: Looked, test: Features, rows: np.ndarray, seed: int) -> dict[str, Any]:
     """Scores of the test images, fused and in each view, and their p-values, after fitting on some rows."""
-    features = train.features.take(torch.from_numpy(rows))
+    quick, detector.config = quick_of(detector), detector.config.replace(seed=seed)
     begun = time.perf_counter()
-    held_out = out_of_fold_scores(quick, features, seed).numpy()
-    quick.fit(features)
+    held_out = fit_quick(detector, of_rows(train, rows))
     seconds = time.perf_counter() - begun
     fusion = Fusion.fit(quick.names, held_out)
-    views = quick.scores(test.features).numpy()
+    views = quick.scores(test).numpy()
     calibration = Calibration(fusion.fuse(held_out).astype(np.float64))
     fused = fusion.fuse(views)
     found: dict[str, Any] = {f"view {name}": views[:, i] for i, name in enumerate(quick.names)}
@@ -138,13 +157,37 @@ def colours(looked: Looked) -> np.ndarray:
     return hsv_histograms(looked.thumbnails.expand(-1, 3, -1, -1).float().numpy() / 127.5 - 1)
 
 
+_SEEN: dict[str, tuple[Looked, list[str]]] = {}  # and the names of the images
+
+
+def looked_at_once(detector: Detector, images: ImageSet) -> Looked:
+    """What is seen of test images; of those that were looked at for the task before, only once (ten classes
+    have the same test images in another order)."""
+    config = detector.config
+    key = json.dumps([sorted(s.name for s in images.samples), config.view_size, config.input_size])
+    if key not in _SEEN:
+        _SEEN.clear()
+        seen = look(with_nothing_varied(detector), images, progress=True)
+        _SEEN[key] = seen, [images.samples[i].name for i in seen.indices]
+    seen, names = _SEEN[key]
+    place = {name: row for row, name in enumerate(names)}
+    present = [i for i, s in enumerate(images.samples) if s.name in place]
+    rows = np.array([place[images.samples[i].name] for i in present])
+    return of_rows(seen, rows)._replace(indices=present)
+
+
+def with_nothing_varied(detector: Detector) -> Detector:
+    """The same for images that are only judged."""
+    return Detector(detector.config.replace(tolerate={}), None, detector.quick, detector.device)
+
+
 def measure(task: Task, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each method, number of normal images and seed."""
     detector = quick_detector(task.normal, arguments.device)
     begun = time.perf_counter()
     train = look(detector, task.normal, progress=True)
     seconds = time.perf_counter() - begun
-    test = look(detector, task.test, progress=True)
+    test = looked_at_once(detector, task.test)
     anomalous = np.array(test.indices) >= task.test_normals
     n = len(train.indices)
     rows = []
@@ -152,7 +195,7 @@ def measure(task: Task, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         draws = arguments.seeds if count == n else range(arguments.draws)
         for seed in draws:
             chosen = np.sort(np.random.default_rng(seed).permutation(n)[:count])
-            found = by_pad(detector.quick, train, test, chosen, seed)  # type: ignore[arg-type]
+            found = by_pad(detector, train, test.features, chosen, seed)
             p_values, fitting = found.pop("p_values"), found.pop("seconds")
             if not arguments.no_peers:
                 deep = train.features.deep[-1].numpy()[chosen], test.features.deep[-1].numpy()
@@ -172,6 +215,41 @@ def measure(task: Task, arguments: argparse.Namespace) -> list[dict[str, Any]]:
             }
             print(f"{task.name} {count} seed {seed}: {rows[-len(found)]['roc_auc']:.4f}", file=sys.stderr)
     return rows
+
+
+def keep_promise(task: Task, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each number of normal images: false alarms among all others, of random splits."""
+    detector = quick_detector(task.normal, arguments.device)
+    train = look(detector, task.normal, progress=True)
+    good = task.test.subset(range(task.test_normals))
+    test = look(with_nothing_varied(detector), good, progress=True).features
+    rows = []
+    for count in arguments.few:
+        rates = []
+        for split in range(arguments.splits):
+            order = np.random.default_rng(split).permutation(len(train.indices))
+            others = train.features.take(torch.from_numpy(order[count:][: arguments.judged]))
+            judged = joined_features([others, test])
+            p_values = by_pad(detector, train, judged, np.sort(order[:count]), split)["p_values"]
+            rates.append([float((p_values <= rate).mean()) for rate in RATES])
+        for_rate = {str(rate): [r[i] for r in rates] for i, rate in enumerate(RATES)}
+        rows.append({"task": task.name, "normals": count, "splits": arguments.splits, "rates": for_rate})
+        print(plain(*promise_table(rows[-1:])), file=sys.stderr)
+    return rows
+
+
+def promise_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Mean false alarms of splits, with their standard error."""
+    lines = []
+    for row in rows:
+        line = [f"{row['task']}, {row['normals']}", str(row["splits"])]
+        for rate in RATES:
+            shares = np.array(row["rates"][str(rate)])
+            error = shares.std(ddof=1) / len(shares) ** 0.5
+            line.append(f"{100 * shares.mean():.1f} % ± {100 * error:.1f}")
+        lines.append(line)
+    header = ["task, normal images", "splits", *(f"false alarms at {100 * r:g} %" for r in RATES)]
+    return header, lines
 
 
 def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -222,6 +300,9 @@ def main() -> None:
         "--few", nargs="*", type=int, default=[], metavar="N", help="numbers of normal images"
     )
     parser.add_argument("--draws", type=int, default=5, help="of each of these numbers")
+    parser.add_argument("--splits", type=int, default=0, metavar="N", help="false alarms over so many random "
+                        "splits of each of these numbers, and nothing else")  # fmt: skip
+    parser.add_argument("--judged", type=int, default=200, help="training images judged beside in a split")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, metavar="FILE")
@@ -230,9 +311,14 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     origin = provenance(arguments.device)
     for task in tasks(arguments.data_root, arguments.tasks):
-        rows += measure(task, arguments)
+        rows += keep_promise(task, arguments) if arguments.splits else measure(task, arguments)
         if arguments.out:
             write_json(arguments.out, {**origin, "results": rows})
+    if arguments.splits:
+        print(plain(*promise_table(rows)))
+        if arguments.markdown:
+            arguments.markdown.write_text(markdown(origin, *promise_table(rows), ""), encoding="utf-8")
+        return
     print(plain(*table(rows)), plain(*promises(rows)), sep="\n\n")
     if arguments.markdown:
         text = markdown(origin, *table(rows), "")
