@@ -21,7 +21,7 @@ LAYERS = (
     {"errors"},
     {"tolerance", "latents", "progress", "provenance"},
     {"config"},
-    {"devices", "remote"},
+    {"devices", "distributed", "remote"},
     {"images"},
     {"recipes", "backbones", "networks"},
     {"similarity"},

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import torch
 
+from pad import distributed
 from pad.config import Config, from_mapping, load_recipe, to_mapping
 from pad.detector import Detector
 from pad.devices import pick_device
@@ -105,14 +106,17 @@ def planned(request: TrainRequest, progress: bool = False) -> Iterator[Plan]:
 
 
 def carry_out(plan: Plan, progress: bool = False, stoppable: bool = False) -> Detector:
-    """Trains as planned, in the folder of the run; see `train_detector`."""
-    plan.folder.write_request(plan.record.to_dict())
+    """Trains as planned, in the folder of the run; see `train_detector`. Several processes
+    (pad/distributed.py) begin when all have planned, and the first one writes."""
+    distributed.wait()
+    if distributed.is_first():
+        plan.folder.write_request(plan.record.to_dict())
     return train_detector(
         plan.config,
         plan.training,
         plan.calibration,
         plan.device,
-        plan.folder.path,
+        plan.folder.path if distributed.is_first() else None,
         plan.record.minutes,
         checkpoint=plan.checkpoint,
         start=plan.start,
