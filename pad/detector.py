@@ -19,14 +19,14 @@ from torch.nn import functional as F
 
 from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
-from pad.errors import PadError, warn
-from pad.images.decode import ImageError
+from pad.errors import PadError, shown, warn
 from pad.images.hashes import NO_HASHES, Hashes, joined_hashes, pack, unpack
 from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.ranges import warn_of_unit_range
+from pad.images.read import ImageError
 from pad.images.resize import at_side
-from pad.images.resolve import as_image_set
+from pad.images.resolve import as_image_set, named_images
 from pad.images.stream import Batch, each_batch, shares
 from pad.images.tiles import Pictures, as_seen
 from pad.images.variation import in_variation
@@ -97,6 +97,17 @@ class Detector:
         if quick is not None:
             quick.backbone.to(device).to(memory_format=torch.channels_last)
 
+    def __repr__(self) -> str:
+        config, data = self.config, self.card.get("data", {})
+        kind = "grey" if config.channels == 1 else "colour"
+        said = [f"views {'+'.join(self.views)}", f"pictures read at {config.input_side}x{config.input_side}"]
+        said[1] += f" in {kind}" + (f", in tiles of {config.tile} pixels" if config.tile else "")
+        if isinstance(data, Mapping) and "images" in data:
+            said.append(f"trained on {data['images']} images of {shown(data.get('source'))}")
+        count = 0 if self.calibration is None else len(self.calibration)
+        said.append(f"calibrated on {count}" if count else "not calibrated")
+        return f"<pad.Detector: {'; '.join([*said, str(self.device)])}>"
+
     @property
     def views(self) -> tuple[str, ...]:
         """The names of its views, the generator's first."""
@@ -164,6 +175,12 @@ class Detector:
             at_once, channels = self.tiles_at_once, self.config.channels
             each = [stitched(picture, self.examine, self._fused_if_known, at_once, channels) for picture in x]
             return Examined(*(torch.cat(parts) for parts in zip(*each, strict=True)))
+        examined = self.examine_views(x)
+        return examined._replace(scores=self._fused_if_known(examined.views))
+
+    def examine_views(self, x: Tensor) -> Examined:
+        """As `examine`, before the views are fused: its scores are those of the first view. Of tensors it
+        makes tensors, all the way, so that torch can export it."""
         columns, compared = [], None
         if self.generator is not None:
             compared = self.generator.compare(self.for_generator(x))
@@ -178,7 +195,7 @@ class Detector:
             maps = compared.maps
         else:
             maps = self.quick_maps(features)
-        return Examined(self._fused_if_known(views), nearest, maps, latents, views)
+        return Examined(views[:, 0], nearest, maps, latents, views)
 
     def _fused_if_known(self, views: Tensor) -> Tensor:
         """`fused`, and before there is a fusion the score in the first view."""
@@ -250,15 +267,18 @@ class Detector:
         """Anomaly scores, (n,) float32; higher is more anomalous.
 
         Args:
-            images: paths, PIL images, uint8 arrays (n, H, W[, C]), float tensors (n, C, H, W) in [-1, 1],
-                or an ImageSet. Arrays and tensors of three channels are RGB; OpenCV's are BGR, and want
-                `array[..., ::-1]`.
+            images: a file, a folder, a glob or a dataset, as on the command line, or a list of these; PIL
+                images, uint8 arrays (n, H, W[, C]), float tensors (n, C, H, W) in [-1, 1], or an ImageSet.
+                Arrays and tensors of three channels are RGB; OpenCV's are BGR, and want `array[..., ::-1]`;
+                floats in [0, 1] want `pad.from_unit_range`. Of files that are named one by one there is a
+                score for each; what folders hold is scored once, in sorted order.
 
         Raises:
             PadError: an image that cannot be read, named.
 
         Warns (pad.PadWarning) if float tensors look as if they were scaled to [0, 1].
         """
+        images = named_images(images)
         warn_of_unit_range(images)
         scores = [scores.numpy() for scores in self._each_batch(self.score_batch, images)]
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
@@ -269,7 +289,7 @@ class Detector:
 
         Raises PadError if the model has no calibration, or an image cannot be read.
         """
-        calibration = self._calibrated()
+        calibration, images = self.calibrated(), named_images(images)
         warn_of_unit_range(images)
         batches = [views.numpy() for views in self._each_batch(self.score_views, images)]
         scores = np.concatenate(batches) if batches else np.empty((0, len(self.views)), np.float32)
@@ -288,7 +308,7 @@ class Detector:
 
         Raises PadError if the model has no calibration, or an image cannot be read.
         """
-        return self._calibrated().p_values(self.score(images))
+        return self.calibrated().p_values(self.score(images))
 
     def predict(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> np.ndarray:
         """True for anomalies, (n,) bool; on new normal images at most the share `fpr` is flagged, on average
@@ -297,7 +317,7 @@ class Detector:
         Raises PadError if the model has no calibration, or an image cannot be read. Warns (pad.PadWarning) if
         the calibration images are too few for this rate: then nothing is flagged, whatever the images show.
         """
-        calibration = self._calibrated()
+        calibration = self.calibrated()
         _warn_if_nothing_can_be_flagged(calibration, fpr, confidence)
         return calibration.verdicts(self.score(images), fpr, confidence)
 
@@ -307,6 +327,7 @@ class Detector:
 
         Raises PadError if an image cannot be read. Warns as `score` and `predict` do.
         """
+        images = named_images(images)
         warn_of_unit_range(images)
         if self.calibration is not None:
             _warn_if_nothing_can_be_flagged(self.calibration, fpr, confidence)
@@ -354,6 +375,7 @@ class Detector:
         extra: Mapping[str, Any] | None = None,
         allow_trained: bool = False,
         quick_scores: np.ndarray | None = None,
+        belonging: np.ndarray | None = None,
     ) -> Calibration:
         """Sets the calibration from normal images that were not trained on; with it how views are fused, the
         scale of anomaly maps, and some latents, from which fine-tuning can replay what is normal
@@ -361,11 +383,13 @@ class Detector:
 
         quick_scores: of the same images in the quick views, (n, v), by fits that did not see them, where
             these views were fitted on the images as well (pad/learning/cross_fit.py).
+        belonging: which of the images say how views are fused, (n,) bool; all of them by default.
 
         Raises PadError if an image cannot be read, or if the model was trained on one: such images score
         too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the
         same. Warns as `score` does.
         """
+        images = named_images(images, normal=True)
         warn_of_unit_range(images)
         extra = dict(extra or {})
         if self.trained_on is not None:
@@ -389,7 +413,7 @@ class Detector:
         if quick_scores is not None:
             extra["cross_fitted"] = True
             scores[:, len(self.views) - quick_scores.shape[1] :] = quick_scores
-        return self.calibrate_on(scores, torch.cat(latents), extra, self._explained(images))
+        return self.calibrate_on(scores, torch.cat(latents), extra, self._explained(images), belonging)
 
     def _explained(self, images: Any) -> float:
         """The share of the differences between (the first) normal images that the generator explains."""
@@ -405,13 +429,19 @@ class Detector:
         return 1 - float(own) / max(float(other), 1e-12)
 
     def calibrate_on(
-        self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any], explained: float = 0.0
+        self,
+        views: np.ndarray,
+        latents: Tensor | None,
+        extra: Mapping[str, Any],
+        explained: float = 0.0,
+        belonging: np.ndarray | None = None,
     ) -> Calibration:
         """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents,
-        and the share of their differences that the generator explains."""
+        and the share of their differences that the generator explains. belonging: see `calibrate`."""
         measured: dict[str, Any] = dict(extra)
+        fused_by = views if belonging is None else views[belonging]
         likeness = self.quick.likeness if self.quick is not None else 0.0
-        self.fusion = Fusion.fit(self.views, views, explained, likeness) if len(self.views) > 1 else None
+        self.fusion = Fusion.fit(self.views, fused_by, explained, likeness) if len(self.views) > 1 else None
         scores = self.fused(torch.from_numpy(views))
         if len(self.views) > 1:
             measured["views"] = {
@@ -423,7 +453,8 @@ class Detector:
         self.calibration = Calibration(scores.double().numpy(), measured)
         return self.calibration
 
-    def _calibrated(self) -> Calibration:
+    def calibrated(self) -> Calibration:
+        """The calibration. Raises PadError if there is none."""
         if self.calibration is None:
             raise PadError("the model has no calibration; make one with `pad calibrate MODEL NORMAL_IMAGES`")
         return self.calibration
@@ -489,6 +520,7 @@ class Detector:
         backbone_weights: str | None = None,
         allow_downloads: bool = False,
         view_backbone_weights: str | None = None,
+        precision: str | None = None,
     ) -> Detector:
         """See `load`. `view_backbone_weights` is a file for the backbone of the quick views; without it, the
         first file is for whichever of the two took its weights from a file."""
@@ -498,7 +530,10 @@ class Detector:
         if view_backbone_weights is None and isinstance(recorded, Mapping) and "file" in recorded:
             backbone_weights, view_backbone_weights = None, backbone_weights
         config = dataclasses.replace(
-            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=view_backbone_weights
+            files.recipe,
+            backbone_weights=backbone_weights,
+            view_backbone_weights=view_backbone_weights,
+            precision=precision or files.recipe.precision,
         )
         target = pick_device(device)
         generator = quick = fusion = None

@@ -98,6 +98,30 @@ def test_stream(fashion: Path, tmp_path: Path) -> None:
     assert [(p.id, p.status) for p in state.proposals()] == [(1, "open")]
 
 
+def test_onnx_without_pad(fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (ROOT / "examples" / "onnx_without_pad.py").read_text()
+    assert "import pad" not in source
+    assert "torch" not in source
+    graph = tmp_path / "boot.onnx"
+    words = [sys.executable, "-m", "pad", "export", "zoo:fashion-mnist/ankle-boot", "--out", graph]
+    subprocess.run(words, check=True, capture_output=True, timeout=250, cwd=ROOT)
+    paths = [*sorted((fashion / "test" / "normal").glob("*.png"))[:5],
+             *sorted((fashion / "test" / "bag").glob("*.png"))[:5]]  # fmt: skip
+    script = ROOT / "examples" / "onnx_without_pad.py"
+    done = subprocess.run(
+        [sys.executable, script, graph, *paths], capture_output=True, text=True, cwd=tmp_path, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 11
+    p_values = pad.load("zoo:fashion-mnist/ankle-boot", device="cpu", precision="float32").p_values(paths)
+    for line, path, p_value in zip(lines, paths, p_values, strict=False):
+        assert line.startswith(f"{path}: {'anomaly' if p_value <= 0.05 else 'normal'}")
+        assert line.endswith(f"p-value {p_value:.4f}")
+    with Image.open(tmp_path / "anomaly.png") as picture:
+        assert picture.size == (256, 256)
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_has_a_test(name: str) -> None:
     assert f"test_{name.partition('.')[0]}" in globals()

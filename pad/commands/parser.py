@@ -1,4 +1,4 @@
-"""The command line: `pad train | evaluate | calibrate | watch | serve | zoo`, and the scripts train.py and
+"""The command line: `pad train | evaluate | calibrate | clean | export | watch | serve | zoo`, train.py and
 evaluate.py.
 
 Exit status: 0 done; 2 unusable arguments or input, with one line on standard error; 1 a fault of ours;
@@ -69,7 +69,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_run("pad.commands.evaluate", "evaluate"))
+    parser.set_defaults(run=_evaluate)
     _add_model_and_data(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="write scores.csv and summary.json there; '-': scores to stdout"
@@ -102,8 +102,25 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "calibration, too few calibration images for the rate, an unreadable image",
     )
     _add_device(parser)
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="number format "
+                        "(default: as the model's recipe says)")  # fmt: skip
     parser.add_argument("--batch-size", type=_batch_size, default=BATCH_SIZE, metavar="N",
                         help=f"images scored at a time (default {BATCH_SIZE})")  # fmt: skip
+
+
+def _evaluate(arguments: Arguments) -> int:
+    """An exported graph is evaluated without torch."""
+    module = "pad.commands.evaluate"
+    if arguments.model.endswith(".onnx"):
+        module = "pad.commands.evaluate_exported"
+    return _run(module, "evaluate")(arguments)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_run("pad.commands.export", "export"))
+    _add_model(parser)
+    parser.add_argument("--out", required=True, metavar="FILE.onnx", help="the file to write")
+    parser.add_argument("--opset", type=_positive_int, default=20, metavar="N", help="of ONNX (default 20)")
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +135,26 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
         "--allow-trained", action="store_true", help="calibrate on them too: more false alarms than promised"
     )
     _add_confidence(parser)
+    _add_device(parser)
+
+
+def _add_clean(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_run("pad.commands.clean", "clean"))
+    parser.add_argument("data", nargs="+", metavar="FOLDER", help="images: folders, files, globs")
+    parser.add_argument("--out", metavar="DIR", help="write ranking.csv and summary.json there")
+    parser.add_argument(
+        "--report", action="store_true", help="write one HTML page to look at: DIR/report.html"
+    )
+    parser.add_argument(
+        "--move-to", metavar="DIR", help="move the marked files there; DIR/moved.csv says where they were"
+    )
+    parser.add_argument("--first", type=_whole, metavar="N", help="mark the first N of the ranking (default: "
+                        "a group that stands apart, if there is one)")  # fmt: skip
+    parser.add_argument("--config", metavar="FILE|NAME", help="recipe (default: folder)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", help="change "
+                        "settings of the recipe; contamination=0.1: a tenth does not belong")  # fmt: skip
+    parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
+    parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
     _add_device(parser)
 
 
@@ -215,11 +252,17 @@ def _add_zoo(subparsers: Any) -> None:
 
 
 def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="MODEL", help="run folder, model folder, zoo:NAME or hf-hub:ORG/REPO[@REV]"
-    )
+    _add_model(parser)
     parser.add_argument("data", nargs="+", metavar="DATA", help="images: files, folders, globs, or a dataset")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="run folder, model folder, zoo:NAME or hf-hub:ORG/REPO[@REV]; to evaluate, also FILE.onnx",
+    )
     _add_weights(parser)
     _add_downloads(parser)
 
@@ -300,6 +343,8 @@ def _rate(text: str) -> float:
 _COMMANDS = {
     "train": (_add_train, "train a detector on normal images"),
     "evaluate": (_add_evaluate, "score images with a trained detector"),
+    "clean": (_add_clean, "rank what does not belong in an unlabelled folder, and move it aside"),
+    "export": (_add_export, "write a model as one ONNX graph: pixels in, verdicts out"),
     "calibrate": (_add_calibrate, "recalibrate a model on your own normal images, without training"),
     "serve": (_add_serve, "answer over HTTP (pip install 'pad[serve]')"),
     "watch": (_add_watch, "judge a stream of images, and learn new kinds of normal"),

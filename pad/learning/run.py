@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pad import distributed
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
 from pad.errors import PadError
@@ -193,7 +194,10 @@ def train_detector(
         }
     run_folder = None if folder is None else RunFolder(folder)
     run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, trained, start, replay, check)
-    run.training_images, run.stoppable = training, stoppable and folder is not None
+    run.training_images, run.stoppable = (
+        training,
+        stoppable and (folder is not None or not distributed.is_first()),
+    )
     if checkpoint is not None:
         run.resume(checkpoint)
     return run.run()
@@ -217,23 +221,24 @@ def _fit_views(
         old = old.subset(np.flatnonzero(~np.isin(hashes_of(old), hashes_of(new))).tolist())
         images = joined_sets(new, old)
     detector = Detector(config, None, build_quick(config), device)
-    fitted = fitted_on(images, 0, config)
-    looked = look(detector, fitted, progress)
-    skipped = [f"{fitted.samples[i].name}: {reason}" for i, reason in looked.errors]
+    chosen = fitted_on(images, 0, config)
+    looked = look(detector, chosen, progress)
+    skipped = [f"{chosen.samples[i].name}: {reason}" for i, reason in looked.errors]
     _tell_skipped(skipped)
     seen = sorted(set(looked.indices))
     if config.tile is None:
-        scores = fit_quick(detector, looked)
-        calibrate_quick(detector, looked, scores)
+        fitted = fit_quick(detector, looked, known=start is not None)
+        calibrate_quick(detector, looked, fitted)
     else:
-        scores = fit_tiles(detector, looked, fitted, progress)
+        fitted = fit_tiles(detector, looked, chosen, progress)
     detector.card = {
         "versions": versions(),
         "data": {
             **images.fingerprint(),
             "images": len(seen),
-            "calibration_images": len(seen),
+            "calibration_images": int(fitted.calibrating.sum()),
             "skipped": len(skipped),
+            "apart": int((~fitted.belonging).sum()),
         },
         "training": {
             "steps": 0,
@@ -244,8 +249,8 @@ def _fit_views(
     }
     detector.trained_on, detector.fitted_on = NO_HASHES, hashes_of(images)
     if start is not None:
-        fused = detector.fusion.fuse(scores) if detector.fusion else scores[:, 0]
-        among_new = np.isin(hashes_of(fitted)[seen], hashes_of(new))
+        fused = detector.fusion.fuse(fitted.scores) if detector.fusion else fitted.scores[:, 0]
+        among_new = np.isin(hashes_of(chosen)[seen], hashes_of(new))
         judged, known = (fused[rows].astype(np.float64) for rows in (among_new, ~among_new))
         new, _ = readable(new, config)
         detector.card["fine_tuning"] = {
@@ -352,23 +357,27 @@ def _with_variations(batches: Iterable[Tensor], config: Config) -> Iterator[Tens
             yield in_variation(x, config.tolerate, config.seed)
 
 
-def _calibrate(detector: Detector, training: ImageSet, calibration: ImageSet, progress: bool) -> None:
-    """Fits the quick views, if there are any, on all images, and calibrates all views on held-out ones."""
+def _calibrate(
+    detector: Detector, training: ImageSet, calibration: ImageSet, progress: bool, known: bool = False
+) -> None:
+    """Fits the quick views, if there are any, on all images, and calibrates all views on held-out ones.
+    known: see `fit_quick`."""
     if detector.quick is None:
         detector.calibrate(calibration)
         return
     first = len(calibration)
     images = fitted_on(joined_sets(calibration, training), first, detector.config)
     looked = look(detector, images, progress)
-    scores = fit_quick(detector, looked)
-    judged = [
-        row
-        for row, index in enumerate(looked.indices)
-        if index < min(first, most_fitted(detector.config) // 2)
-    ]
+    fitted = fit_quick(detector, looked, known)
+    most = min(first, most_fitted(detector.config) // 2)
+    rows = [row for row, index in enumerate(looked.indices) if index < most and fitted.calibrating[row]]
+    judged = fitted.take(rows)
     detector.calibrate(
-        calibration.subset([looked.indices[row] for row in judged]), quick_scores=scores[judged]
+        calibration.subset([looked.indices[row] for row in rows]),
+        quick_scores=judged.scores,
+        belonging=judged.belonging,
     )
+    detector.card["data"] = {**detector.card["data"], "apart": int((~fitted.belonging).sum())}
     detector.fitted_on = joined_hashes(hashes_of(training), hashes_of(calibration))
 
 
@@ -441,7 +450,11 @@ class Run:
     def share_done(self) -> float:
         """Of the steps or the minutes, in [0, 1]."""
         done = self.trainer.steps_done / self.config.steps
-        return min(1.0, self.elapsed / (60 * self.minutes) if self.minutes else done)
+        return (
+            distributed.from_first(min(1.0, self.elapsed / (60 * self.minutes)))
+            if self.minutes
+            else min(1.0, done)
+        )
 
     # Training
 
@@ -462,9 +475,10 @@ class Run:
             while not done:
                 # A step, at the learning rates of the share that is done -----------------------
                 losses = trainer.step(min(self.share_done(), 0.999))
+                stopping = self._agreed_signal()
                 step = trainer.steps_done
                 done = self.share_done() >= 1
-                saving = done or bool(self.received) or step % config.checkpoint_every == 0
+                saving = done or bool(stopping) or step % config.checkpoint_every == 0
                 sampling = config.sample_every and (done or step % config.sample_every == 0 or step == 1)
                 logging_now = step % config.log_every == 0
 
@@ -489,9 +503,9 @@ class Run:
                     self._sample(step)
 
                 # A checkpoint; a signal stops the run after one --------------------------------
-                if self.received:
+                if stopping:
                     self._save()
-                    raise Interrupted(self.received[0], step, False)
+                    raise Interrupted(stopping, step, False)
                 if saving and not done:
                     self._save()
 
@@ -502,6 +516,11 @@ class Run:
         self._save()
         if self.received:
             raise Interrupted(self.received[0], self.trainer.steps_done, True)
+
+    def _agreed_signal(self) -> int:
+        """The signal by which to stop now, or 0: one to any of the processes stops all, after the same
+        step."""
+        return distributed.largest(self.received[0] if self.received else 0)
 
     def _training_bar(self) -> Any:
         """A bar over the seconds or the steps, so that it shows the time left in both cases."""
@@ -518,8 +537,11 @@ class Run:
     # The model
 
     def _finish(self) -> Detector:
-        """Makes the model of the run, and saves it."""
-        detector = self._calibrated()
+        """Makes the model of the run, and saves it. Of several processes the first one calibrates it."""
+        detector = self._detector()
+        if not distributed.is_first():
+            return detector
+        self._calibrate(detector)
         if self.start is not None:
             quality = compare(
                 self.start, detector, self.replay, self.calibration, self.check, self.new_normal
@@ -530,8 +552,8 @@ class Run:
             log.info("saved the model of step %d", self.trainer.steps_done)
         return detector
 
-    def _calibrated(self) -> Detector:
-        """The detector of the averaged weights, calibrated."""
+    def _detector(self) -> Detector:
+        """The detector of the averaged weights, not calibrated yet."""
         trainer = self.trainer
         networks = {k: copy.deepcopy(v) for k, v in trainer.networks.items()}
         networks.update({k: copy.deepcopy(v) for k, v in trainer.averaged.items()})
@@ -546,7 +568,10 @@ class Run:
         card = {**self.card, "training": training}
         generator = GeneratorView(self.config, nn.ModuleDict(networks), similarity, trainer.device)
         quick = build_quick(self.config) if self.config.quick_views else None
-        detector = Detector(self.config, generator, quick, trainer.device, None, card, self.trained_on)
+        return Detector(self.config, generator, quick, trainer.device, None, card, self.trained_on)
+
+    def _calibrate(self, detector: Detector) -> None:
+        generator, trainer = generator_of(detector), self.trainer
         few = self.calibration.subset(range(min(BATCH_SIZE, len(self.calibration))))
         for batch in stream(few, self.config, BATCH_SIZE):
             if not generator.score(at_side(batch.tensor, self.config.size)).isfinite().all():
@@ -556,11 +581,11 @@ class Run:
         old = self.start.generator if self.start and self.replay else None
         batches = in_batches(trainer.images, chosen)
         generator.fit_residuals(_with_variations(batches, self.config), old)
-        _calibrate(detector, self.training_images, self.calibration, self.progress)
+        known = self.start is not None
+        _calibrate(detector, self.training_images, self.calibration, self.progress, known)
         self.new_normal = detector.calibration
         if self.start is not None and self.replay is not None:
             calibrate_both(detector, self.start, self.replay)
-        return detector
 
     # What is written on the way
 

@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pad.config import Config
-from pad.images.decode import read_image
 from pad.images.geometry import Box, seen_box
 from pad.images.imageset import ImageSet
+from pad.images.read import read_image
 from pad.judging.map_scale import MapScale
 from pad.judging.rows import ANOMALY, speaking
 from pad.showing.pictures import displayable, to_picture

@@ -60,7 +60,7 @@ class Parts(nn.Module):
     def fit_mean(self, normal: Features, like: Parts) -> None:
         """Only m_p from n >= 1 images, which are too few for more; their covariances are taken to be those of
         another kind of images."""
-        self.whitening, self.factors, self._unpacked = like.whitening, like.factors, like._triangles()
+        self.whitening, self.factors, self._unpacked = like.whitening, like.factors, like.triangles()
         self._centre(normal)
 
     def _centre(self, normal: Features) -> None:
@@ -84,7 +84,7 @@ class Parts(nn.Module):
         """d_p, (n, side, side)."""
         z = (features.local.float() - self.mean.float()) @ self.whitening  # (n, side, side, d)
         z = z.flatten(1, 2).permute(1, 2, 0)  # (places, d, n)
-        return (self._triangles() @ z).square().sum(1).sqrt().T.unflatten(1, (self.side, self.side))
+        return (self.triangles() @ z).square().sum(1).sqrt().T.unflatten(1, (self.side, self.side))
 
     def score(self, features: Features) -> Tensor:
         squared = self.distances(features).square().flatten(1)
@@ -93,7 +93,7 @@ class Parts(nn.Module):
     def map(self, features: Features) -> Tensor:
         return self.distances(features)
 
-    def _triangles(self) -> Tensor:
+    def triangles(self) -> Tensor:
         """L_p⁻¹, (places, d, d), unpacked once."""
         if self._unpacked is None or self._unpacked.device != self.factors.device:
             rows, columns = torch.tril_indices(self.kept, self.kept)

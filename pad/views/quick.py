@@ -72,7 +72,7 @@ class QuickViews(nn.Module):
     def map(self, features: Features) -> Tensor:
         """Where a picture differs from what is normal there, (n, g, g) float32 >= 0; zero without *parts*."""
         if "parts" not in self.names:
-            return torch.zeros(len(features), 1, 1)
+            return torch.zeros(features.middle.shape[0], 1, 1)
         return cast(Parts, self.views["parts"]).map(features)
 
     @property
@@ -88,6 +88,11 @@ class QuickViews(nn.Module):
             return features.deep[-1]
         gaussian = cast(Gaussian, cast(Whole, self.views["whole"]).gaussians[-1])
         return (features.deep[-1] - gaussian.mean) @ gaussian.directions.float().T
+
+    def freeze(self) -> None:
+        """Unpacks what is packed, for a graph that is exported."""
+        if "parts" in self.names:
+            cast(Parts, self.views["parts"]).triangles()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Takes a saved state, whatever the number of directions of its Gaussians and of the images that it
