@@ -72,24 +72,29 @@ def test_the_p_value_of_a_new_normal(n: int, detector: Detector, trousers: Featu
     assert quick is not None
     accepted = trousers.take(torch.arange(n))
     normal = NewNormal(accepted, quick, 0.05)
-    scores = torch.empty(n, len(quick.names))
-    for fold in range(FOLDS):
-        held_out = torch.arange(n) % FOLDS == fold
-        views = by_hand(quick, accepted.take(~held_out))
-        scores[held_out] = views.scores(accepted.take(held_out))
-    logs = scores.double().log().numpy()
-    mean, deviation = logs.mean(0), logs.std(0, ddof=1)
 
-    def fused(values: np.ndarray) -> np.ndarray:
-        return np.log(
-            (prior_weights(quick.names, likeness=quick.likeness) * np.exp((values - mean) / deviation)).sum(1)
-        )
+    def out_of_fold(pictures: Features) -> np.ndarray:
+        scores = torch.empty(len(pictures), len(quick.names))
+        for fold in range(FOLDS):
+            held_out = torch.arange(len(pictures)) % FOLDS == fold
+            views = by_hand(quick, pictures.take(~held_out))
+            scores[held_out] = views.scores(pictures.take(held_out))
+        return scores.double().log().numpy()
 
-    own = fused(logs)
-    median = np.median(own)
-    own = own[own <= median + 3.5 * 1.4826 * np.median(np.abs(own - median))]
+    def fused(values: np.ndarray, own: np.ndarray) -> np.ndarray:
+        u = (values - own.mean(0)) / own.std(0, ddof=1)
+        return np.log((prior_weights(quick.names, likeness=quick.likeness) * np.exp(u)).sum(1))
+
+    logs = out_of_fold(accepted)
+    first = fused(logs, logs)
+    median = np.median(first)
+    alike = first <= median + 3.5 * 1.4826 * np.median(np.abs(first - median))
+    accepted = accepted.take(torch.from_numpy(alike))
+    logs = out_of_fold(accepted)
+    own = fused(logs, logs)
+    assert normal.size == len(own)
     new = joined_features([features(detector, fashion / "test" / "shirt"), trousers])
-    given = fused(by_hand(quick, accepted).scores(new).double().log().numpy())
+    given = fused(by_hand(quick, accepted).scores(new).double().log().numpy(), logs)
     expected = []
     for value in given:
         low, high = -60.0, 60.0  # the mean of a noncentral t that stays below the value nine times in ten

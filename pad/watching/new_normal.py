@@ -56,9 +56,13 @@ class NewNormal:
     def __init__(self, accepted: Features, views: QuickViews, fpr: float) -> None:
         self.views = QuickViews(views.names, views.backbone)
         scores = self._out_of_fold(accepted, views)
+        alike = _alike(Fusion.fit(views.names, scores, likeness=views.likeness).fuse(scores))
+        if not alike.all():
+            accepted = accepted.take(torch.from_numpy(alike))
+            scores = self._out_of_fold(accepted, views)
         self._fit(accepted, views)
         self.fusion = Fusion.fit(views.names, scores, likeness=views.likeness)
-        fused = _without_outliers(self.fusion.fuse(scores).astype(np.float64))
+        fused = self.fusion.fuse(scores).astype(np.float64)
         self.size = len(fused)
         self.mean, self.deviation = float(fused.mean()), max(float(fused.std(ddof=1)), 1e-6)
         self.calibration = Calibration(fused)
@@ -92,10 +96,10 @@ class NewNormal:
         return np.maximum(limit, self.calibration.p_values(fused)) if self.holds else limit
 
 
-def _without_outliers(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Without those far above the others: pictures that came to be accepted by mistake, each of which would
-    let in whatever is as strange. Far is what lies OUTLIER deviations above the median, by the median
-    absolute deviation (Iglewicz and Hoaglin, 1993)."""
+def _alike(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which of some pictures are not far above the others, (n,): those came to be accepted by mistake, and
+    each would let in whatever is as strange. Far is what lies OUTLIER deviations above the median, by the
+    median absolute deviation (Iglewicz and Hoaglin, 1993)."""
     median = np.median(scores)
     deviation = 1.4826 * np.median(np.abs(scores - median))
-    return scores[scores <= median + OUTLIER * max(float(deviation), 1e-6)]
+    return scores <= median + OUTLIER * max(float(deviation), 1e-6)
