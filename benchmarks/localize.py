@@ -119,7 +119,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     anomalous = np.array([bool(sample.anomalous) for sample in test.samples])
     backbone = detector.quick.backbone  # type: ignore[union-attr]
     rows = []
-    for method in ("pad", "PaDiM", "PatchCore"):
+    for method in arguments.methods:
         torch.manual_seed(arguments.seed)
         begun = time.perf_counter()
         judge = fitted_pad(detector, normal) if method == "pad" else fitted_peer(method, backbone, images)
@@ -160,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-root", type=Path, required=True, metavar="DIR")
     parser.add_argument("--tasks", nargs="+", default=["magnetic-tiles"], metavar="FOLDER")
+    parser.add_argument("--methods", nargs="+", default=["pad", "PaDiM", "PatchCore"], metavar="METHOD")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")

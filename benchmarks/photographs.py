@@ -111,11 +111,11 @@ def by_pad(detector: Detector, train: Looked, test: Features, rows: np.ndarray, 
     """Scores of the test images, fused and in each view, and their p-values, after fitting on some rows."""
     quick, detector.config = quick_of(detector), detector.config.replace(seed=seed)
     begun = time.perf_counter()
-    held_out = fit_quick(detector, of_rows(train, rows))
+    fitted = fit_quick(detector, of_rows(train, rows))
     seconds = time.perf_counter() - begun
-    fusion = Fusion.fit(quick.names, held_out)
+    fusion = Fusion.fit(quick.names, fitted.scores[fitted.belonging], likeness=quick.likeness)
     views = quick.scores(test).numpy()
-    calibration = Calibration(fusion.fuse(held_out).astype(np.float64))
+    calibration = Calibration(fusion.fuse(fitted.scores[fitted.calibrating]).astype(np.float64))
     fused = fusion.fuse(views)
     found: dict[str, Any] = {f"view {name}": views[:, i] for i, name in enumerate(quick.names)}
     return {"pad": fused, **found, "p_values": calibration.p_values(fused), "seconds": seconds}

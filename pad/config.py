@@ -24,6 +24,7 @@ BATCH_SIZE = 128  # images scored at a time, divided among the lanes of a CPU (p
 MOST_BATCH = 1 << 14  # images in a batch: more is a slip, or means to exhaust the memory
 VIEWS = ("generator", "whole", "middle", "parts")
 MOST_KEPT = 1024  # normal images that a model keeps
+MOST_STRANGERS = 0.4  # of the images: beyond, nobody can tell which of them are the strangers
 MOST_TILE = 4096  # side of a tile, in pixels of the source
 MOST_SEEN = 1024  # side of the images that a backbone sees, in pixels
 SCORING_SETTINGS = (  # they touch the score alone: training is the same whatever they are
@@ -121,6 +122,9 @@ class Config:
 
     # What new normal images may differ by: they are fitted on and calibrated for in random variations
     tolerate: Mapping[str, float] = field(default_factory=dict)  # "brightness=0.2,flip" (pad/tolerance.py)
+
+    contamination: float | None = None  # share of the images that do not belong and are not to be learnt by
+    # the quick views; 0: none; null: a group that stands apart, if there is one (pad/learning/strangers.py)
 
     # Scoring and calibration
     feature_weights: bool = True  # weigh features by how well normal images are reconstructed there
@@ -263,6 +267,7 @@ _EXPECTED = {
     "<class 'int'>": "a whole number",
     "int | None": "a whole number or null",
     "<class 'float'>": "a number",
+    "float | None": "a number or null",
     "<class 'bool'>": "true or false",
     "tuple[int, ...]": "a list of whole numbers, such as [32, 32, 32, 32]",
     "tuple[str, ...]": "a list of names, such as [whole, parts]",
@@ -310,6 +315,9 @@ def check(config: Config) -> None:
     need(32 <= config.view_size <= MOST_SEEN, "view_size", f"a side from 32 to {MOST_SEEN} pixels")
     need(config.tile is None or (32 <= config.tile <= MOST_TILE and bool(config.quick_views)), "tile",
          f"null, or, with views besides the generator, a side from 32 to {MOST_TILE:,} pixels")  # fmt: skip
+    need(config.contamination is None or 0 <= config.contamination <= MOST_STRANGERS, "contamination",
+         f"null or a share from 0 to {MOST_STRANGERS:g}")  # fmt: skip
+    need(not config.contamination or config.tile is None, "contamination", "null or 0, where there are tiles")
     need(config.input_size is None or size <= config.input_size <= MOST_SEEN, "input_size",
          f"null, or a side from {size} to {MOST_SEEN} pixels")  # fmt: skip
     need(0 <= config.keep_normals <= MOST_KEPT, "keep_normals", f"a whole number from 0 to {MOST_KEPT:,}")

@@ -52,7 +52,7 @@ from pad.store.model_folder import read_model, write_model
 from pad.store.weights import TensorSpec
 from pad.views.examined import Examined
 from pad.views.features import Features
-from pad.views.generator import GeneratorView, smooth
+from pad.views.generator import GeneratorView
 from pad.views.quick import QuickViews, build_quick
 from pad.views.tiles import largest, stitched
 
@@ -163,12 +163,18 @@ class Detector:
         """The score in each view, (n, v) float32 on the CPU; of pictures in tiles, the largest of a tile."""
         if isinstance(x, list):
             return torch.stack([largest(picture, self.score_views, self.tiles_at_once) for picture in x])
-        columns = []
+        return self.looked(x)[0]
+
+    def looked(self, x: Tensor) -> tuple[Tensor, Features | None]:
+        """The score in each view, (n, v) float32 on the CPU, and what the quick views see, None without
+        any."""
+        columns, features = [], None
         if self.generator is not None:
             columns.append(self.generator.score(self.for_generator(x))[:, None])
         if self.quick is not None:
-            columns.append(self.quick.scores(self._features(x)))
-        return torch.cat(columns, 1)
+            features = self._features(x)
+            columns.append(self.quick.scores(features))
+        return torch.cat(columns, 1), features
 
     def score_batch(self, x: Pictures) -> Tensor:
         """A(x), (n,) float32 on the CPU."""
@@ -186,7 +192,7 @@ class Detector:
     def anomaly_map(self, x: Pictures) -> Tensor:
         """Where the image differs, (n, s, s) float32 >= 0: by *parts*, else by the generator.
 
-        It is smoothed: what matters is the region, not the sharpest pixel.
+        That of the generator is smoothed: what matters is the region, not the sharpest pixel.
         """
         return self.examine(x).maps
 
@@ -254,8 +260,9 @@ class Detector:
     def quick_maps(self, features: Features) -> Tensor:
         """Where images differ from what is normal there, (n, s, s) float32 >= 0, s = MAP_SIDE."""
         assert self.quick is not None
-        maps = F.interpolate(self.quick.map(features)[:, None], size=(MAP_SIDE, MAP_SIDE), mode="bilinear")
-        return smooth(maps[:, 0], MAP_SIDE / 32)
+        # As it is: blurred maps were behind in AUPRO, and would fade towards the border.
+        size = (MAP_SIDE, MAP_SIDE)
+        return F.interpolate(self.quick.map(features)[:, None], size=size, mode="bilinear")[:, 0]
 
     def _placed(self, features: Features) -> Tensor:
         assert self.quick is not None
@@ -396,6 +403,7 @@ class Detector:
         extra: Mapping[str, Any] | None = None,
         allow_trained: bool = False,
         quick_scores: np.ndarray | None = None,
+        belonging: np.ndarray | None = None,
     ) -> Calibration:
         """Sets the calibration from normal images that were not trained on; with it how views are fused, the
         scale of anomaly maps, and some latents, from which fine-tuning can replay what is normal
@@ -403,6 +411,7 @@ class Detector:
 
         quick_scores: of the same images in the quick views, (n, v), by fits that did not see them, where
             these views were fitted on the images as well (pad/learning/cross_fit.py).
+        belonging: which of the images say how views are fused, (n,) bool; all of them by default.
 
         Raises PadError if an image cannot be read, or if the model was trained on one: such images score
         too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the
@@ -432,7 +441,7 @@ class Detector:
         if quick_scores is not None:
             extra["cross_fitted"] = True
             scores[:, len(self.views) - quick_scores.shape[1] :] = quick_scores
-        return self.calibrate_on(scores, torch.cat(latents), extra, self._explained(images))
+        return self.calibrate_on(scores, torch.cat(latents), extra, self._explained(images), belonging)
 
     def _explained(self, images: Any) -> float:
         """The share of the differences between (the first) normal images that the generator explains."""
@@ -448,12 +457,19 @@ class Detector:
         return 1 - float(own) / max(float(other), 1e-12)
 
     def calibrate_on(
-        self, views: np.ndarray, latents: Tensor | None, extra: Mapping[str, Any], explained: float = 0.0
+        self,
+        views: np.ndarray,
+        latents: Tensor | None,
+        extra: Mapping[str, Any],
+        explained: float = 0.0,
+        belonging: np.ndarray | None = None,
     ) -> Calibration:
         """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents,
-        and the share of their differences that the generator explains."""
+        and the share of their differences that the generator explains. belonging: see `calibrate`."""
         measured: dict[str, Any] = dict(extra)
-        self.fusion = Fusion.fit(self.views, views, explained) if len(self.views) > 1 else None
+        fused_by = views if belonging is None else views[belonging]
+        likeness = self.quick.likeness if self.quick is not None else 0.0
+        self.fusion = Fusion.fit(self.views, fused_by, explained, likeness) if len(self.views) > 1 else None
         scores = self.fused(torch.from_numpy(views))
         if len(self.views) > 1:
             measured["views"] = {

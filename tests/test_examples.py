@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import pad
+from pad.watching.state import State
 
 ROOT = Path(__file__).parent.parent
 KINDS = (".py", ".sh", ".ipynb")
@@ -102,6 +103,17 @@ def test_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "<th>p_value</th>" in pages[1]  # the table
     assert 'src="data:image/png;base64,' in pages[2]  # the explanation
     assert shown[-1]["text/plain"].startswith("array([")
+
+
+def test_stream(fashion: Path, tmp_path: Path) -> None:
+    pad.fit(fashion / "train" / "ankle-boot", steps=0).save(tmp_path / "model")
+    told = run("stream.py", tmp_path / "model", fashion / "test" / "trouser", tmp_path / "state", 0)
+    lines = told.splitlines()
+    assert len(lines) == 20
+    assert sum("anomaly" in line for line in lines) >= 18
+    assert sum("like proposal 1" in line for line in lines) >= 3
+    state = State(tmp_path / "state")
+    assert [(p.id, p.status) for p in state.proposals()] == [(1, "open")]
 
 
 def test_onnx_without_pad(fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from pad.images.decode import to_tensor
 from pad.images.geometry import tile_boxes
 from pad.images.tiles import Tiled, as_seen, tiled
 from pad.images.variation import draw, varied
-from pad.views.features import joined
+from pad.views.features import joined_features
 from pad.views.quick import build_quick
 
 ROOT = Path(__file__).parent.parent
@@ -226,7 +226,7 @@ def test_pictures_are_calibrated_by_fits_that_saw_none_of_their_tiles(
     views = build_quick(eight.config)
     scores = []
     for held_out in range(8):
-        views.fit(joined([f for i, f in enumerate(features) if i != held_out]))
+        views.fit(joined_features([f for i, f in enumerate(features) if i != held_out]))
         scores.append(views.scores(features[held_out]).amax(0))
     for column, name in zip(torch.stack(scores).numpy().T, eight.views, strict=True):
         np.testing.assert_allclose(eight.calibration.extra["views"][name], np.sort(column), rtol=2e-3)

@@ -114,7 +114,7 @@ def features(n: int, seed: int = 0, side: int = 4, c: int = 10, deep: int = 16) 
     return Features([unit(torch.rand(n, deep, generator=random) ** 2)], middle, local.half())
 
 
-def test_features_are_of_unit_length_and_lie_on_one_grid() -> None:
+def test_features_are_evened_and_lie_on_one_grid() -> None:
     random = random_of(3)
     fine, coarse = (torch.rand(2, c, side, side, generator=random) for c, side in ((3, 40), (5, 10)))
     deep = torch.rand(2, 7, generator=random)
@@ -123,17 +123,19 @@ def test_features_are_of_unit_length_and_lie_on_one_grid() -> None:
     middle = torch.cat([unit(layer.mean((2, 3))) for layer in (fine, coarse)], 1)
     np.testing.assert_allclose(found.middle, middle, rtol=1e-5)
 
-    halved = fine.unflatten(2, (20, 2)).unflatten(4, (20, 2)).mean((3, 5))
-    doubled = torch.stack([
-        torch.stack([
-            torch.from_numpy(np.array(Image.fromarray(m.numpy()).resize((20, 20), Image.Resampling.BILINEAR)))
-            for m in maps
-        ])
-        for maps in coarse
-    ])  # fmt: skip
-    expected = torch.cat([unit(layer.movedim(1, -1)) for layer in (halved, doubled)], -1)
+    quartered = fine.unflatten(2, (10, 4)).unflatten(4, (10, 4)).mean((3, 5))
+    expected = []
+    for layer in (quartered, coarse):
+        length = layer.norm(dim=1)
+        usual = length.flatten(1).square().mean(1).sqrt()
+        expected.append(layer.movedim(1, -1) / (length * usual[:, None, None]).sqrt()[..., None])
     assert found.local.dtype == torch.float16
-    np.testing.assert_allclose(found.local.float(), expected, atol=1e-3)
+    np.testing.assert_allclose(found.local.float(), torch.cat(expected, -1), atol=1e-3)
+
+
+def test_large_grids_are_reduced() -> None:
+    layers = [torch.rand(1, 3, 56, 56), torch.rand(1, 5, 28, 28)]
+    assert features_of(Seen([torch.rand(1, 7)], layers)).local.shape == (1, 14, 14, 8)
 
 
 def test_whole_and_middle_are_mahalanobis_distances() -> None:
@@ -167,17 +169,47 @@ def test_parts_is_a_gaussian_for_each_place_in_common_coordinates(n: int, c: int
     centred = local - local.mean(0)
     common = ledoit_wolf(centred.reshape(-1, c), assume_centered=True)[0]
     values, vectors = np.linalg.eigh(common)
-    kept = min(64, c)
-    whitening = vectors[:, -kept:] / np.sqrt(values[-kept:])
-    expected = np.empty((5, 4, 4))
+    whitened = centred @ (vectors / np.sqrt(values))
+    expected, covariances, noise, spread = np.empty((5, 4, 4)), {}, 0.0, 0.0
+    for place in np.ndindex(4, 4):
+        z = whitened[:, place[0], place[1]]
+        outer = z[:, :, None] * z[:, None, :]
+        covariances[place] = outer.mean(0)
+        noise += ((outer - outer.mean(0)) ** 2).sum() / n**2
+        spread += ((outer.mean(0) - np.trace(outer.mean(0)) / c * np.eye(c)) ** 2).sum()
+    intensity = min(1.0, noise / spread) ** 2  # Ledoit and Wolf's, of all places, squared
     for i, j in np.ndindex(4, 4):
-        z = centred[:, i, j] @ whitening
-        covariance = LedoitWolf(assume_centered=True).fit(z).covariance_ + 1e-6 * np.eye(kept)
-        at_place = torch.from_numpy((new.local[:, i, j].double().numpy() - local.mean(0)[i, j]) @ whitening)
-        expected[:, i, j] = np.sqrt(distances(at_place, np.zeros(kept), covariance))
+        covariance = covariances[i, j]
+        target = np.trace(covariance) / c * np.eye(c)
+        shrunk = (1 - intensity) * covariance + intensity * target + 1e-6 * np.eye(c)
+        off = (new.local[:, i, j].double().numpy() - local.mean(0)[i, j]) @ vectors / np.sqrt(values)
+        expected[:, i, j] = np.sqrt(distances(torch.from_numpy(off), np.zeros(c), shrunk))
     np.testing.assert_allclose(parts.map(new).numpy(), expected, rtol=0.02)
-    farthest = np.sort((expected**2).reshape(5, -1))[:, -10:]
+    farthest = np.sort((expected**2).reshape(5, -1))[:, -3:]
     np.testing.assert_allclose(parts.score(new).numpy(), np.sqrt(farthest.mean(1)), rtol=0.02)
+
+
+def test_parts_of_many_features_are_projected() -> None:
+    normal = features(30, c=300)
+    parts = Parts(4, 300)
+    parts.fit(normal)
+    assert parts.whitening.shape == (300, 160)
+    centred = (normal.local.double() - normal.local.double().mean(0)).flatten(0, 2)
+    covariance = parts.whitening.double().T @ (centred.T @ centred / len(centred)) @ parts.whitening.double()
+    np.testing.assert_allclose(covariance - covariance.diag().diag(), np.zeros((160, 160)), atol=1e-3)
+    assert 0.1 < covariance.diag().min() < covariance.diag().max() < 3  # 1, but for what is shrunk
+
+
+def test_likeness_is_the_mean_cosine_of_two_images_at_a_place() -> None:
+    normal = features(40)
+    parts = Parts(4, 10, layers=1)
+    parts.fit(normal)
+    local = normal.local.double()
+    cosines = torch.einsum("iabc,jabc->ijab", local, local)
+    assert parts.likeness == pytest.approx(float(cosines.mean()), abs=1e-3)
+    same = Features(normal.deep, normal.middle, normal.local[:1].expand(40, -1, -1, -1))
+    parts.fit(same)
+    assert parts.likeness == pytest.approx(1, abs=1e-2)
 
 
 def test_parts_fitted_again_forgets_what_it_was() -> None:
@@ -206,20 +238,25 @@ def test_the_nearest_kept_image_is_the_most_similar_one() -> None:
 ALL = ("generator", "whole", "middle", "parts")
 
 
-@pytest.mark.parametrize(("views", "explained"), [(ALL, 0.4), (ALL, -3.0), (ALL[1:], 0.0), (ALL[::2], 1.0)])
+@pytest.mark.parametrize(
+    ("views", "explained", "likeness"),
+    [(ALL, 0.4, 0.5), (ALL, -3.0, 0.0), (ALL[1:], 0.0, 0.7), (ALL[::2], 1.0, 0.5), (ALL[1::2], 0.0, 1.0)],
+)
 def test_fusion_is_a_soft_maximum_of_standardized_log_scores(
-    views: tuple[str, ...], explained: float
+    views: tuple[str, ...], explained: float, likeness: float
 ) -> None:
     random = np.random.default_rng(0)
     normal = np.exp(random.normal(size=(50, len(views))) * [1, 2, 0.1, 0.5][: len(views)])
     new = np.exp(random.normal(size=(7, len(views))))
-    fusion = Fusion.fit(views, normal, explained)
+    fusion = Fusion.fit(views, normal, explained, likeness)
     u = (np.log(new) - np.log(normal).mean(0)) / np.log(normal).std(0, ddof=1)
-    weights = prior_weights(views, explained)
+    weights = prior_weights(views, explained, likeness)
     assert weights.sum() == pytest.approx(1)
     assert (weights > 0).all()
     if "generator" in views:
         assert weights[0] == pytest.approx(np.clip(explained, 0.01, 0.99))
+    if views == ALL[1:]:
+        assert weights[2] == pytest.approx(likeness**2)
     fused = fusion.fuse(new)
     assert fused.dtype == np.float32
     np.testing.assert_allclose(fused, logsumexp(u, b=weights, axis=1), rtol=1e-5)

@@ -166,7 +166,7 @@ def _from_glob(pattern: Path, purpose: Purpose) -> list[_Found]:
             # `**` matches the folders and also what is in them, so the folders themselves add nothing.
             if "**" not in pattern.parts and any(_files(path)):
                 found += _from_folder(path, purpose)
-        elif _counts(path.name):
+        elif counts_as_image(path.name):
             found.append(_Found(path, path.name))
     if not found:
         raise PadError(f"{pattern}: no image matches")
@@ -243,7 +243,7 @@ def _subfolders(folder: Path) -> list[str]:
         return []
 
 
-def _counts(name: str) -> bool:
+def counts_as_image(name: str) -> bool:
     """Whether a file is taken for an image, by its name."""
     return not name.startswith(".") and Path(name).suffix.lower() not in SIDECARS
 
@@ -262,7 +262,7 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f.lower() != MASK_FOLDER)
-        yield from (Path(here) / name for name in sorted(files) if _counts(name))
+        yield from (Path(here) / name for name in sorted(files) if counts_as_image(name))
 
 
 def named_images(images: Any, normal: bool = False) -> Any:

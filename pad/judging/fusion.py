@@ -4,10 +4,15 @@
 
 m_v and σ_v are mean and deviation of the view's log-score over held-out normal images. What is unusual in one
 view is unusual, however common it looks in the others; the weights say how often to expect that of each view
-before any anomaly is known. Those of the quick views are the same for every model. The generator's is what it
-is worth: the share of the differences between normal images that it explains (`GeneratorView.explained`),
-about a half where it draws what is normal, and next to nothing where it draws the same blur whatever it is
-shown.
+before any anomaly is known. They come from the normal images alone:
+
+- The generator's is what it is worth: the share of the differences between normal images that it explains
+  (`GeneratorView.explained`), about a half where it draws what is normal, and next to nothing where it draws
+  the same blur whatever it is shown.
+- Of the rest, *parts* has the square of how alike normal images are place by place (`Parts.likeness`): where
+  photographs of dogs have hardly anything in common (0.05), pictures from a belt have much (0.4), and what is
+  wrong with one of these is a part of it.
+- *whole* has what is left, but for a little of *middle*.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pad.errors import PadError
 
-PRIOR = {"whole": 0.75, "middle": 0.03, "parts": 0.22}  # of the quick views, among themselves
+_MIDDLE = 0.04  # of what *parts* leaves
 _LEAST_WEIGHT = 0.01
 _LEAST_DEVIATION = 1e-3  # of a log-score
 
@@ -36,9 +41,11 @@ class Fusion:
     weights: NDArray[np.float64]
 
     @classmethod
-    def fit(cls, views: Sequence[str], scores: ArrayLike, explained: float = 0.0) -> Fusion:
-        """From the scores (n, v) of normal images by models that did not see them; and of the generator,
-        where it is one of the views, the share of differences that it explains, in [0, 1].
+    def fit(
+        cls, views: Sequence[str], scores: ArrayLike, explained: float = 0.0, likeness: float = 0.0
+    ) -> Fusion:
+        """From the scores (n, v) of normal images by models that did not see them; and, in [0, 1], the share
+        of their differences that the generator explains, and how alike they are place by place.
 
         Raises PadError for fewer than two images.
         """
@@ -46,7 +53,7 @@ class Fusion:
         if len(logs) < 2:
             raise PadError(f"views are fused by at least 2 normal images; there is {len(logs)}")
         deviation = logs.std(0, ddof=1).clip(min=_LEAST_DEVIATION)
-        return cls(tuple(views), logs.mean(0), deviation, prior_weights(views, explained))
+        return cls(tuple(views), logs.mean(0), deviation, prior_weights(views, explained, likeness))
 
     def standardized(self, scores: ArrayLike) -> NDArray[np.float64]:
         """u, (n, v), of scores (n, v)."""
@@ -69,11 +76,12 @@ class Fusion:
         return cls(tuple(views), *numbers)
 
 
-def prior_weights(views: Sequence[str], explained: float = 0.0) -> NDArray[np.float64]:
+def prior_weights(views: Sequence[str], explained: float = 0.0, likeness: float = 0.0) -> NDArray[np.float64]:
     """w of the views, (v,) float64, which sum to 1."""
-    share = float(np.clip(explained, _LEAST_WEIGHT, 1 - _LEAST_WEIGHT))
-    quick = sum(PRIOR[view] for view in views if view != "generator")
-    weights = np.array([share if v == "generator" else (1 - share) * PRIOR[v] / quick for v in views])
+    share, parts = (float(np.clip(s, _LEAST_WEIGHT, 1 - _LEAST_WEIGHT)) for s in (explained, likeness**2))
+    prior = {"whole": (1 - parts) * (1 - _MIDDLE), "middle": (1 - parts) * _MIDDLE, "parts": parts}
+    quick = sum(prior[view] for view in views if view != "generator")
+    weights = np.array([share if v == "generator" else (1 - share) * prior[v] / quick for v in views])
     return weights / weights.sum()
 
 

@@ -42,24 +42,35 @@ def fold_of_each(hashes: Hashes, seed: int = 0, folds: int = FOLDS) -> Tensor:
 
 
 def out_of_fold_scores(
-    views: QuickViews, normal: Features, hashes: Hashes, seed: int = 0, varied: Features | None = None
+    views: QuickViews,
+    normal: Features,
+    hashes: Hashes,
+    seed: int = 0,
+    varied: Features | None = None,
+    teaching: Tensor | None = None,
 ) -> Tensor:
     """The score of each image in each view, (n, views), by a fit on the folds that it is not in; with
     variations of the images (`fits_by_fold`) that of its variation."""
     judged = normal if varied is None else varied
     scores = torch.empty(len(normal), len(views.names))
-    for held_out, fitted in fits_by_fold(views, normal, hashes, seed, varied):
+    for held_out, fitted in fits_by_fold(views, normal, hashes, seed, varied, teaching):
         scores[held_out] = fitted.scores(judged.take(held_out))
     return scores
 
 
 def fits_by_fold(
-    views: QuickViews, normal: Features, hashes: Hashes, seed: int = 0, varied: Features | None = None
+    views: QuickViews,
+    normal: Features,
+    hashes: Hashes,
+    seed: int = 0,
+    varied: Features | None = None,
+    teaching: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, QuickViews]]:
     """For each fold, which images are in it, (n,) bool, and the views as fitted on all others.
 
     hashes: of the images, (n,). varied: of the same images in a tolerated variation each, which is in the
-    fold of its image; then both teach. Raises PadError if all are copies of one picture.
+    fold of its image; then both teach. teaching: which images teach, (n,) bool; by default all. Raises
+    PadError if all are copies of one picture.
     """
     fold = fold_of_each(hashes, seed)
     if not fold.any():
@@ -67,7 +78,9 @@ def fits_by_fold(
     for held_out in fold.unique():
         # A copy but for the backbone, which no fit changes.
         fitted = copy.deepcopy(views, {id(views.backbone): views.backbone})
-        yield fold == held_out, fitted.fit(taught(normal, varied, fold != held_out))
+        others = fold != held_out
+        chosen = others if teaching is None else others & teaching
+        yield fold == held_out, fitted.fit(taught(normal, varied, chosen))
 
 
 def taught(normal: Features, varied: Features | None, chosen: Tensor) -> Features:

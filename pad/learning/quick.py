@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,10 +21,13 @@ from pad.images.stream import Batch, each_batch
 from pad.images.variation import draw, in_variation, varied
 from pad.judging.map_scale import MapScale
 from pad.learning.cross_fit import out_of_fold_scores, taught
+from pad.learning.strangers import farthest, standing_apart
 from pad.progress import progress_bar
 from pad.views.features import Features, joined_features
 from pad.views.kept import SIDE, KeptNormals
 from pad.views.quick import QuickViews
+
+log = logging.getLogger(__name__)
 
 FIT_IMAGES = 4096  # at most so many are fitted on and judged by; more would only cost time and memory
 TILES_A_PICTURE = 64  # at most so many teach
@@ -112,24 +116,59 @@ def _thumbnails(x: Tensor) -> Tensor:
     return ((at_side(x, min(SIDE, x.shape[-1])) + 1) * 127.5).round().byte()
 
 
-def fit_quick(detector: Detector, looked: Looked) -> np.ndarray:
-    """Fits the quick views on all that was seen; returns the score of each image in each view, (n, v), by
-    fits that did not see it. Raises PadError for too few images."""
+class Fitted(NamedTuple):
+    """What the fit of the quick views on n images says of them."""
+
+    scores: np.ndarray  # (n, v) float32: of each image in each view, by fits that did not see it
+    belonging: np.ndarray  # (n,) bool: what was fitted on
+    calibrating: np.ndarray  # (n,) bool: whose scores calibrate
+
+    def take(self, rows: list[int]) -> Fitted:
+        return Fitted(self.scores[rows], self.belonging[rows], self.calibrating[rows])
+
+
+def fit_quick(detector: Detector, looked: Looked, known: bool = False) -> Fitted:
+    """Fits the quick views on what was seen and belongs there. known: a group that stands apart does, since
+    it is a new normal that comes to an old one. Raises PadError for too few images.
+
+    All images calibrate, those that stand apart as well, so that the rate is held whatever they are: they may
+    be a rare kind of normal. Where the user says how many do not belong, these do not.
+    """
     quick, config = quick_of(detector), detector.config
     if len(looked.features) < LEAST_FITTED:
         raise PadError(
             f"the views take at least {LEAST_FITTED} normal images; only {len(looked.features)} can be read"
         )
-    scores = out_of_fold_scores(quick, looked.features, looked.hashes, config.seed, looked.varied)
-    fit_on_all(detector, looked)
-    return scores.numpy()
+    belonging = ~_strangers(looked, config, known)
+    if config.contamination is None and not belonging.all():
+        log.warning(
+            "%d of %d images stand apart from the others, and are not learnt from: look at them with "
+            "`pad clean`; if they are normal, say --set contamination=0",
+            int((~belonging).sum()),
+            len(belonging),
+        )
+    scores = out_of_fold_scores(quick, looked.features, looked.hashes, config.seed, looked.varied, belonging)
+    fit_on(detector, looked, belonging)
+    calibrating = belonging if config.contamination else torch.ones_like(belonging)
+    return Fitted(scores.numpy(), belonging.numpy(), calibrating.numpy())
 
 
-def fit_on_all(detector: Detector, looked: Looked) -> None:
-    """Fits the quick views on all that was seen, and keeps some of it to be shown."""
+def _strangers(looked: Looked, config: Config, known: bool) -> Tensor:
+    """Which images are not to be learnt, (n,) bool, by the setting `contamination`."""
+    if config.contamination == 0 or (config.contamination is None and known):
+        return torch.zeros(len(looked.features), dtype=torch.bool)
+    deep = looked.features.deep[-1]
+    if config.contamination is None:
+        return standing_apart(deep, looked.hashes, config.seed)
+    return farthest(deep, looked.hashes, config.contamination, config.seed)
+
+
+def fit_on(detector: Detector, looked: Looked, chosen: Tensor) -> None:
+    """Fits the quick views on those that are chosen, (n,) bool, and keeps some of them to be shown."""
     quick, config = quick_of(detector), detector.config
-    quick.fit(taught(looked.features, looked.varied, torch.arange(len(looked.features))))
-    kept = _spread(len(looked.features), config.keep_normals, config.seed)
+    belonging = chosen.nonzero().flatten()
+    quick.fit(taught(looked.features, looked.varied, belonging))
+    kept = belonging[_spread(len(belonging), config.keep_normals, config.seed)]
     quick.kept = KeptNormals.of(looked.thumbnails[kept], looked.features.take(kept))
 
 
@@ -139,13 +178,15 @@ def quick_of(detector: Detector) -> QuickViews:
     return detector.quick
 
 
-def calibrate_quick(detector: Detector, looked: Looked, scores: np.ndarray) -> None:
-    """Calibrates a detector without a generator by the scores that `fit_quick` gave."""
+def calibrate_quick(detector: Detector, looked: Looked, fitted: Fitted) -> None:
+    """Calibrates a detector without a generator by what `fit_quick` says."""
     seen = looked.features if looked.varied is None else looked.varied
-    maps = (m for part in torch.arange(len(seen)).split(BATCH_SIZE)
+    chosen = torch.from_numpy(fitted.calibrating).nonzero().flatten()
+    maps = (m for part in chosen.split(BATCH_SIZE)
             for m in detector.quick_maps(seen.take(part)).numpy())  # fmt: skip
     extra = {"cross_fitted": True, "map_scale": MapScale.from_maps(maps).to_dict()}
-    detector.calibrate_on(scores, None, extra)
+    rows = fitted.take(chosen.tolist())
+    detector.calibrate_on(rows.scores, None, extra, belonging=rows.belonging)
 
 
 def most_fitted(config: Config) -> int:
@@ -156,12 +197,18 @@ def most_fitted(config: Config) -> int:
 def fitted_on(images: ImageSet, first: int, config: Config) -> ImageSet:
     """At most `most_fitted` of the images: the `first` ones, up to half of that, and a random choice of the
     others."""
+    chosen = fitted_indices(len(images), first, config)
+    return images if len(chosen) == len(images) else images.subset(chosen)
+
+
+def fitted_indices(count: int, first: int, config: Config) -> list[int]:
+    """Which of so many images those of `fitted_on` are, in order."""
     most = most_fitted(config)
-    if len(images) <= most:
-        return images
-    others = first + torch.randperm(len(images) - first, generator=torch.Generator().manual_seed(config.seed))
+    if count <= most:
+        return list(range(count))
+    others = first + torch.randperm(count - first, generator=torch.Generator().manual_seed(config.seed))
     chosen = [*range(min(first, most // 2)), *others.tolist()]
-    return images.subset(sorted(chosen[:most]))
+    return sorted(chosen[:most])
 
 
 def _spread(n: int, count: int, seed: int) -> Tensor:

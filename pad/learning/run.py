@@ -221,23 +221,24 @@ def _fit_views(
         old = old.subset(np.flatnonzero(~np.isin(hashes_of(old), hashes_of(new))).tolist())
         images = joined_sets(new, old)
     detector = Detector(config, None, build_quick(config), device)
-    fitted = fitted_on(images, 0, config)
-    looked = look(detector, fitted, progress)
-    skipped = [f"{fitted.samples[i].name}: {reason}" for i, reason in looked.errors]
+    chosen = fitted_on(images, 0, config)
+    looked = look(detector, chosen, progress)
+    skipped = [f"{chosen.samples[i].name}: {reason}" for i, reason in looked.errors]
     _tell_skipped(skipped)
     seen = sorted(set(looked.indices))
     if config.tile is None:
-        scores = fit_quick(detector, looked)
-        calibrate_quick(detector, looked, scores)
+        fitted = fit_quick(detector, looked, known=start is not None)
+        calibrate_quick(detector, looked, fitted)
     else:
-        scores = fit_tiles(detector, looked, fitted, progress)
+        fitted = fit_tiles(detector, looked, chosen, progress)
     detector.card = {
         "versions": versions(),
         "data": {
             **images.fingerprint(),
             "images": len(seen),
-            "calibration_images": len(seen),
+            "calibration_images": int(fitted.calibrating.sum()),
             "skipped": len(skipped),
+            "apart": int((~fitted.belonging).sum()),
         },
         "training": {
             "steps": 0,
@@ -248,8 +249,8 @@ def _fit_views(
     }
     detector.trained_on, detector.fitted_on = NO_HASHES, hashes_of(images)
     if start is not None:
-        fused = detector.fusion.fuse(scores) if detector.fusion else scores[:, 0]
-        among_new = np.isin(hashes_of(fitted)[seen], hashes_of(new))
+        fused = detector.fusion.fuse(fitted.scores) if detector.fusion else fitted.scores[:, 0]
+        among_new = np.isin(hashes_of(chosen)[seen], hashes_of(new))
         judged, known = (fused[rows].astype(np.float64) for rows in (among_new, ~among_new))
         new, _ = readable(new, config)
         detector.card["fine_tuning"] = {
@@ -356,23 +357,27 @@ def _with_variations(batches: Iterable[Tensor], config: Config) -> Iterator[Tens
             yield in_variation(x, config.tolerate, config.seed)
 
 
-def _calibrate(detector: Detector, training: ImageSet, calibration: ImageSet, progress: bool) -> None:
-    """Fits the quick views, if there are any, on all images, and calibrates all views on held-out ones."""
+def _calibrate(
+    detector: Detector, training: ImageSet, calibration: ImageSet, progress: bool, known: bool = False
+) -> None:
+    """Fits the quick views, if there are any, on all images, and calibrates all views on held-out ones.
+    known: see `fit_quick`."""
     if detector.quick is None:
         detector.calibrate(calibration)
         return
     first = len(calibration)
     images = fitted_on(joined_sets(calibration, training), first, detector.config)
     looked = look(detector, images, progress)
-    scores = fit_quick(detector, looked)
-    judged = [
-        row
-        for row, index in enumerate(looked.indices)
-        if index < min(first, most_fitted(detector.config) // 2)
-    ]
+    fitted = fit_quick(detector, looked, known)
+    most = min(first, most_fitted(detector.config) // 2)
+    rows = [row for row, index in enumerate(looked.indices) if index < most and fitted.calibrating[row]]
+    judged = fitted.take(rows)
     detector.calibrate(
-        calibration.subset([looked.indices[row] for row in judged]), quick_scores=scores[judged]
+        calibration.subset([looked.indices[row] for row in rows]),
+        quick_scores=judged.scores,
+        belonging=judged.belonging,
     )
+    detector.card["data"] = {**detector.card["data"], "apart": int((~fitted.belonging).sum())}
     detector.fitted_on = joined_hashes(hashes_of(training), hashes_of(calibration))
 
 
@@ -576,7 +581,8 @@ class Run:
         old = self.start.generator if self.start and self.replay else None
         batches = in_batches(trainer.images, chosen)
         generator.fit_residuals(_with_variations(batches, self.config), old)
-        _calibrate(detector, self.training_images, self.calibration, self.progress)
+        known = self.start is not None
+        _calibrate(detector, self.training_images, self.calibration, self.progress, known)
         self.new_normal = detector.calibration
         if self.start is not None and self.replay is not None:
             calibrate_both(detector, self.start, self.replay)

@@ -19,14 +19,14 @@ from pad.images.imageset import ImageSet
 from pad.images.stream import Batch, each_batch
 from pad.judging.map_scale import MapScale
 from pad.learning.cross_fit import fits_by_fold
-from pad.learning.quick import Looked, fit_on_all, quick_of
+from pad.learning.quick import Fitted, Looked, fit_on, quick_of
 from pad.progress import progress_bar
 from pad.views.examined import Examined
 
 
-def fit_tiles(detector: Detector, looked: Looked, images: ImageSet, progress: bool = False) -> np.ndarray:
+def fit_tiles(detector: Detector, looked: Looked, images: ImageSet, progress: bool = False) -> Fitted:
     """Fits the quick views on what was seen of the images, and calibrates the detector on all their tiles.
-    Returns the score of each picture that was seen in each view, (n, v), in order."""
+    Returns what it says of the pictures that were seen, in order; all of them belong."""
     quick, config = quick_of(detector), detector.config
     judges: dict[int, Detector] = {}  # by the index of a picture: of the views that did not see it
     for held_out, fitted in fits_by_fold(quick, looked.features, looked.hashes, config.seed, looked.varied):
@@ -34,7 +34,7 @@ def fit_tiles(detector: Detector, looked: Looked, images: ImageSet, progress: bo
         judges.update(
             dict.fromkeys((looked.indices[row] for row in held_out.nonzero()[:, 0].tolist()), judge)
         )
-    fit_on_all(detector, looked)
+    fit_on(detector, looked, torch.ones(len(looked.features), dtype=torch.bool))
     indices = sorted(judges)
     scores: list[Tensor] = []
 
@@ -56,4 +56,5 @@ def fit_tiles(detector: Detector, looked: Looked, images: ImageSet, progress: bo
     extra = {"cross_fitted": True, "map_scale": MapScale.from_maps(maps()).to_dict()}
     of_views = torch.cat(scores).numpy()
     detector.calibrate_on(of_views, None, extra)
-    return of_views
+    everyone = np.ones(len(of_views), dtype=bool)
+    return Fitted(of_views, everyone, everyone)

@@ -17,12 +17,12 @@ import msgspec
 from pad.config import Config, from_mapping
 from pad.errors import PadError, shown
 from pad.images.hashes import unpack
+from pad.latents import MOST_LATENT
 
 FORMAT = 2  # of config.yaml; a newer one is refused. 1: of the time when there was one view
 MOST_TEXT = 10_000  # characters
 MOST_NESTED = 16  # lists and mappings in one another
 MOST_LATENTS = 512  # images that fine-tuning can replay; a model keeps 256
-MOST_LATENT = 1e6  # of one number of a latent; they lie near N(0, 1)
 MOST_SCORE = 3e38  # float32
 
 # What settings mean that the recipe of an older model does not name.
@@ -49,6 +49,7 @@ class Data(msgspec.Struct, frozen=True):
     sha256: Text = ""
     calibration_images: Count = 0
     skipped: Count = 0
+    apart: Count = 0  # images that the quick views were not to learn
 
 
 class Training(msgspec.Struct, frozen=True):

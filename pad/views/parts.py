@@ -1,11 +1,12 @@
 """The view *parts*: how far the features at each place lie from what is normal at that place.
 
-    s(x) = (mean of the ten largest d_p²(x) over places p)^(1/2),    d_p²(x) = |L_p⁻¹ Wᵀ (f_p(x) − m_p)|²
+    s(x) = (mean of the three largest d_p²(x) over places p)^(1/2),    d_p²(x) = |L_p⁻¹ Wᵀ (f_p(x) − m_p)|²
 
 f_p are the features at place p, m_p their mean over normal images. W whitens what remains, by one covariance
-for all places, and keeps its first 64 directions; L_p L_pᵀ is the covariance at the place itself in these
-coordinates, shrunk towards the one of all places (Ledoit and Wolf, 2004). A Gaussian for each place is
-PaDiM's (Defard et al., arXiv:2011.08785); the common whitening makes it small, and steady with few images.
+for all places; L_p L_pᵀ is the covariance at the place itself in these coordinates. A Gaussian for each place
+is PaDiM's (Defard et al., arXiv:2011.08785); the common whitening makes it steady with few images, towards
+whose covariance that of each place is shrunk. All directions count, those in which normal images hardly vary
+most of all: that is where defects show.
 """
 
 from __future__ import annotations
@@ -15,35 +16,56 @@ from torch import Tensor, nn
 
 from pad.views.features import Features
 
-DIRECTIONS = 64
-FARTHEST = 10  # places that make the score
+DIRECTIONS = 160  # at most; more features than that are projected onto so many random directions
+FARTHEST = 3  # places that make the score
 _SAMPLES = 50_000  # feature vectors that the common covariance is made of
 
 
 class Parts(nn.Module):
-    """`side` x `side` places with `features` features each."""
+    """`side` x `side` places with `features` features each, of `layers` layers."""
 
     mean: Tensor  # (side, side, c), half precision
     whitening: Tensor  # (c, d)
     factors: Tensor  # (side * side, d (d + 1) / 2), half precision: the lower triangles of L_p⁻¹
 
-    def __init__(self, side: int, features: int) -> None:
+    def __init__(self, side: int, features: int, layers: int = 2) -> None:
         super().__init__()
-        self.side, self.kept = side, min(DIRECTIONS, features)
+        self.side, self.layers, self.kept = side, layers, min(DIRECTIONS, features)
         self.register_buffer("mean", torch.zeros(side, side, features, dtype=torch.float16))
         self.register_buffer("whitening", torch.zeros(features, self.kept))
         triangle = self.kept * (self.kept + 1) // 2
         self.register_buffer("factors", torch.zeros(side * side, triangle, dtype=torch.float16))
         self._unpacked: Tensor | None = None
 
+    @property
+    def likeness(self) -> float:
+        """How alike two normal images are at the same place: about the mean cosine of their features, in
+        [0, 1]."""
+        return float(self.mean.float().square().sum(-1).mean() / self.layers)
+
     def fit(self, normal: Features) -> None:
         # A row of places at a time: all of them, of thousands of images, would take gigabytes.
         rows = range(self.side)
-        self.mean = torch.stack([normal.local[:, row].float().mean(0) for row in rows]).half()
+        self._centre(normal)
         self.whitening = _whitening(self._some_centred(normal), self.kept)
+        covariances, fourth = zip(*(self._moments(normal, row) for row in rows), strict=True)
+        shrunk = _shrunk(torch.cat(covariances), torch.cat(fourth), len(normal))
+        factors = torch.linalg.cholesky(shrunk)
+        identity = torch.eye(self.kept, dtype=factors.dtype)
+        inverse = torch.linalg.solve_triangular(factors, identity, upper=False)
         lower, upper = torch.tril_indices(self.kept, self.kept)
-        self.factors = torch.cat([self._inverse_factors(normal, row)[:, lower, upper] for row in rows]).half()
+        self.factors = inverse[:, lower, upper].half()
         self._unpacked = None
+
+    def fit_mean(self, normal: Features, like: Parts) -> None:
+        """Only m_p from n >= 1 images, which are too few for more; their covariances are taken to be those of
+        another kind of images."""
+        self.whitening, self.factors, self._unpacked = like.whitening, like.factors, like.triangles()
+        self._centre(normal)
+
+    def _centre(self, normal: Features) -> None:
+        rows = range(self.side)
+        self.mean = torch.stack([normal.local[:, row].float().mean(0) for row in rows]).half()
 
     def _some_centred(self, normal: Features) -> Tensor:
         """f_p − m_p of at most _SAMPLES places of images, (m, c)."""
@@ -52,12 +74,11 @@ class Parts(nn.Module):
         mean = self.mean.flatten(0, 1)
         return places[chosen].float() - mean[chosen % len(mean)].float()
 
-    def _inverse_factors(self, normal: Features, row: int) -> Tensor:
-        """L_p⁻¹ of a row of places, (side, d, d)."""
-        z = (normal.local[:, row].float() - self.mean[row].float()) @ self.whitening  # (n, side, d)
-        factors = torch.linalg.cholesky(_shrunk_covariances(z.transpose(0, 1)))
-        identity = torch.eye(self.kept, dtype=factors.dtype)
-        return torch.linalg.solve_triangular(factors, identity, upper=False)
+    def _moments(self, normal: Features, row: int) -> tuple[Tensor, Tensor]:
+        """Of a row of places in whitened coordinates z: E[z zᵀ], (side, d, d), and E[|z|⁴], (side,)."""
+        z = ((normal.local[:, row].float() - self.mean[row].float()) @ self.whitening).double()
+        z = z.transpose(0, 1)  # (side, n, d)
+        return z.transpose(1, 2) @ z / z.shape[1], z.square().sum(2).square().mean(1)
 
     def distances(self, features: Features) -> Tensor:
         """d_p, (n, side, side)."""
@@ -83,25 +104,33 @@ class Parts(nn.Module):
 
 
 def _whitening(x: Tensor, kept: int) -> Tensor:
-    """(c, kept): the directions of largest variance of samples (m, c), each divided by its deviation."""
+    """(c, kept): W, by the Ledoit-Wolf covariance of samples (m, c); of more features than `kept`, of a
+    random projection."""
     from sklearn.covariance import ledoit_wolf
 
-    covariance = torch.from_numpy(ledoit_wolf(x.double().numpy(), assume_centered=True)[0])
+    projection = torch.eye(x.shape[1], dtype=torch.float64)
+    if kept < x.shape[1]:
+        random = torch.Generator().manual_seed(0)
+        projection = torch.linalg.qr(torch.randn(x.shape[1], kept, generator=random, dtype=torch.float64))[0]
+    samples = x.double() @ projection
+    covariance = torch.from_numpy(ledoit_wolf(samples.numpy(), assume_centered=True)[0])
     variances, vectors = torch.linalg.eigh(covariance)
-    largest = slice(len(variances) - kept, None)
-    return (vectors[:, largest] / variances[largest].clamp_min(1e-12).sqrt()).float().contiguous()
+    return (projection @ (vectors / variances.clamp_min(1e-12).sqrt())).float().contiguous()
 
 
-def _shrunk_covariances(z: Tensor) -> Tensor:
-    """Ledoit-Wolf covariances (places, d, d) of samples (places, n, d) with mean 0."""
-    z = z.double()
-    n, d = z.shape[1:]
-    covariance = z.transpose(1, 2) @ z / n
-    scale = covariance.diagonal(dim1=1, dim2=2).mean(1)  # mu
-    spread = covariance.square().sum((1, 2)) - d * scale.square()  # |S - mu I|²
-    noise = (z.square().sum(2).square().sum(1) / n - covariance.square().sum((1, 2))) / n
-    shrinkage = (noise / spread.clamp_min(1e-12)).clamp(0, 1)
-    target = scale.clamp_min(1e-6)[:, None, None] * torch.eye(d, dtype=z.dtype)
-    return (
-        (1 - shrinkage)[:, None, None] * covariance + shrinkage[:, None, None] * target + 1e-6 * torch.eye(d)
-    )
+def _shrunk(covariances: Tensor, fourth: Tensor, n: int) -> Tensor:
+    """Covariances (places, d, d) of n samples z each, shrunk towards multiples of the identity; `fourth` is
+    E[|z|⁴], (places,).
+
+    By one intensity for all places, or their distances could not be compared; it is the square of Ledoit and
+    Wolf's (2004), pooled: theirs is the best for the covariance itself, but blurs the directions of least
+    variance, which distances are mostly made of.
+    """
+    d = covariances.shape[1]
+    scale = covariances.diagonal(dim1=1, dim2=2).mean(1)  # mu
+    squared = covariances.square().sum((1, 2))
+    spread, noise = squared - d * scale.square(), (fourth - squared) / n  # |S - mu I|² and its expected error
+    intensity = float((noise.sum() / spread.sum().clamp_min(1e-12)).clamp(0, 1)) ** 2
+    identity = torch.eye(d, dtype=covariances.dtype)
+    target = scale.clamp_min(1e-6)[:, None, None] * identity
+    return (1 - intensity) * covariances + intensity * target + 1e-6 * identity

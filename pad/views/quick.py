@@ -52,7 +52,9 @@ class QuickViews(nn.Module):
     def features(self, x: Tensor) -> Features:
         """Of images (n, 1 or 3, side, side) in [-1, 1], on the CPU."""
         seen = features_of(self.backbone(x.to(self.backbone.mean.device)))
-        return Features([layer.cpu() for layer in seen.deep], seen.middle.cpu(), seen.local.cpu())
+        return Features(
+            [layer.cpu() for layer in seen.deep], seen.middle.cpu(), seen.local.cpu(), seen.layers
+        )
 
     @torch.no_grad()
     def fit(self, normal: Features) -> QuickViews:
@@ -72,6 +74,11 @@ class QuickViews(nn.Module):
         if "parts" not in self.names:
             return torch.zeros(features.middle.shape[0], 1, 1)
         return cast(Parts, self.views["parts"]).map(features)
+
+    @property
+    def likeness(self) -> float:
+        """How alike normal images are place by place, in [0, 1]; 0 without *parts*."""
+        return cast(Parts, self.views["parts"]).likeness if "parts" in self.names else 0.0
 
     @torch.no_grad()
     def placed(self, features: Features) -> Tensor:
@@ -122,5 +129,5 @@ def _build(name: str, shape: Features) -> nn.Module:
     if name == "middle":
         return Middle(shape.middle.shape[1])
     if name == "parts":
-        return Parts(shape.local.shape[1], shape.local.shape[3])
+        return Parts(shape.local.shape[1], shape.local.shape[3], shape.layers)
     raise PadError(f"setting 'views': there is no view '{name}'{did_you_mean(name, QUICK_VIEWS)}")
