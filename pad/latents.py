@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MOST_LATENT = 1e6  # of one number of a latent; they lie near N(0, 1)
+from pad.config import MOST_LATENT
+
 KEPT_NUMBERS = 1 << 14  # of latents that a model keeps, all images together
 KEPT_IMAGES = 256
 

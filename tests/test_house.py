@@ -20,9 +20,9 @@ HOUSE = Path(pad.__file__).parent
 LAYERS = (
     {"pad"},
     {"errors"},
-    {"tolerance", "latents", "progress", "provenance"},
+    {"tolerance", "progress", "provenance"},
     {"config"},
-    {"devices", "distributed", "remote"},
+    {"devices", "distributed", "latents", "remote"},
     {"images"},
     {"recipes", "backbones", "networks"},
     {"similarity"},

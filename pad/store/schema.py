@@ -14,10 +14,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from pad.config import Config, from_mapping
+from pad.config import MOST_LATENT, Config, from_mapping
 from pad.errors import PadError, shown
 from pad.images.hashes import unpack
-from pad.latents import MOST_LATENT
 
 FORMAT = 2  # of config.yaml; a newer one is refused. 1: of the time when there was one view
 MOST_TEXT = 10_000  # characters
