@@ -128,13 +128,12 @@ class Detector:
         """What a notebook shows: what it is, and some images that are normal to it."""
         rows = [f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
                 for name, text in self._described().items()]  # fmt: skip
-        kept = (
-            []
-            if self.quick is None
-            else [to_picture(k / 127.5 - 1) for k in self.quick.kept.pictures[:_SHOWN]]
+        pictures = () if self.quick is None else self.quick.kept.pictures[:_SHOWN]
+        kept = "".join(
+            html_picture(to_picture(picture / 127.5 - 1), "a normal image that the model keeps")
+            for picture in pictures
         )
-        shown = "".join(html_picture(picture, "a normal image that the model keeps") for picture in kept)
-        return f"<table>{''.join(rows)}</table><div>{shown}</div>"
+        return f"<table>{''.join(rows)}</table><div>{kept}</div>"
 
     @property
     def views(self) -> tuple[str, ...]:
