@@ -6,7 +6,17 @@ import logging
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Detector", "PadError", "PadWarning", "fit", "list_models", "load"]
+__all__ = [
+    "Config",
+    "Detector",
+    "PadError",
+    "PadWarning",
+    "fit",
+    "from_unit_range",
+    "list_models",
+    "load",
+    "table",
+]
 
 _HOME = {
     "Config": "pad.config",
@@ -14,8 +24,10 @@ _HOME = {
     "PadError": "pad.errors",
     "PadWarning": "pad.errors",
     "fit": "pad.api",
+    "from_unit_range": "pad.images.ranges",
     "list_models": "pad.store.hub",
     "load": "pad.api",
+    "table": "pad.api",
 }
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library says nothing unless it is asked to

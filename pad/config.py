@@ -21,6 +21,7 @@ SIMILARITIES = ("relative-perceptual-l1", "l1", "l2", "ssim", "lpips")
 BACKBONES = ("vgg16-st", "vgg16", "vgg19")
 FPR = 0.05  # the false-alarm rate on normal images, where no other is asked for
 BATCH_SIZE = 128  # images scored at a time, divided among the lanes of a CPU (pad/devices.py)
+MOST_LATENT = 1e6  # of one number of a latent; they lie near N(0, 1)
 MOST_BATCH = 1 << 14  # images in a batch: more is a slip, or means to exhaust the memory
 VIEWS = ("generator", "whole", "middle", "parts")
 MOST_KEPT = 1024  # normal images that a model keeps

@@ -7,6 +7,7 @@ The views are the generator's A(x) = rho(x, G(E(x))) (pad/views/generator.py) an
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -19,14 +20,14 @@ from torch.nn import functional as F
 
 from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
 from pad.devices import in_parallel, lanes, pick_device, pick_precision
-from pad.errors import PadError, warn
-from pad.images.decode import ImageError
+from pad.errors import PadError, shown, warn
 from pad.images.hashes import NO_HASHES, Hashes, joined_hashes, pack, unpack
 from pad.images.identity import hashes_of
 from pad.images.imageset import ImageSet
 from pad.images.ranges import warn_of_unit_range
+from pad.images.read import ImageError
 from pad.images.resize import at_side
-from pad.images.resolve import as_image_set
+from pad.images.resolve import as_image_set, named_images
 from pad.images.stream import Batch, each_batch, shares
 from pad.images.tiles import Pictures, as_seen
 from pad.images.variation import in_variation
@@ -36,8 +37,15 @@ from pad.judging.map_scale import MapScale, scale_of
 from pad.judging.rows import make_row
 from pad.latents import kept_latents
 from pad.networks import build_networks
-from pad.showing.explanation import EXPLAINED_AT_ONCE, Explanation, make_explanation, pictures_of
+from pad.showing.explanation import (
+    EXPLAINED_AT_ONCE,
+    Explanation,
+    html_picture,
+    make_explanation,
+    pictures_of,
+)
 from pad.showing.model_card import model_card
+from pad.showing.pictures import to_picture
 from pad.similarity.build import build_similarity
 from pad.store.hub import resolve_model
 from pad.store.model_folder import read_model, write_model
@@ -56,6 +64,7 @@ _NOT_OF_THE_CARD = ("format", "recipe", "backbone", "view_backbone")  # in confi
 _FUSION = ("fusion.mean", "fusion.deviation", "fusion.weights")  # in model.safetensors
 MAP_SIDE = 64  # pixels of the maps that the quick views make
 EXPLAINED_IMAGES = 256  # which say what the generator is worth
+_SHOWN = 8  # normal images in a notebook
 _PLACED = 32  # numbers that place an image in a map of images, where there is no latent
 
 
@@ -97,6 +106,35 @@ class Detector:
         if quick is not None:
             quick.backbone.to(device).to(memory_format=torch.channels_last)
 
+    def __repr__(self) -> str:
+        return f"<pad.Detector: {'; '.join(f'{name} {text}' for name, text in self._described().items())}>"
+
+    def _described(self) -> dict[str, str]:
+        """What it is, in words."""
+        config, data = self.config, self.card.get("data", {})
+        kind = "grey" if config.channels == 1 else "colour"
+        read = f"{config.input_side}x{config.input_side} in {kind}"
+        said = {
+            "views": "+".join(self.views),
+            "pictures read at": f"{read}, in tiles of {config.tile} pixels" if config.tile else read,
+        }
+        if isinstance(data, Mapping) and "images" in data:
+            said["trained on"] = f"{data['images']} images of {shown(data.get('source'))}"
+        count = 0 if self.calibration is None else len(self.calibration)
+        said["calibrated on"] = f"{count} images" if count else "nothing yet"
+        return {**said, "on": str(self.device)}
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what it is, and some images that are normal to it."""
+        rows = [f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
+                for name, text in self._described().items()]  # fmt: skip
+        pictures = () if self.quick is None else self.quick.kept.pictures[:_SHOWN]
+        kept = "".join(
+            html_picture(to_picture(picture / 127.5 - 1), "a normal image that the model keeps")
+            for picture in pictures
+        )
+        return f"<table>{''.join(rows)}</table><div>{kept}</div>"
+
     @property
     def views(self) -> tuple[str, ...]:
         """The names of its views, the generator's first."""
@@ -124,12 +162,18 @@ class Detector:
         """The score in each view, (n, v) float32 on the CPU; of pictures in tiles, the largest of a tile."""
         if isinstance(x, list):
             return torch.stack([largest(picture, self.score_views, self.tiles_at_once) for picture in x])
-        columns = []
+        return self.looked(x)[0]
+
+    def looked(self, x: Tensor) -> tuple[Tensor, Features | None]:
+        """The score in each view, (n, v) float32 on the CPU, and what the quick views see, None without
+        any."""
+        columns, features = [], None
         if self.generator is not None:
             columns.append(self.generator.score(self.for_generator(x))[:, None])
         if self.quick is not None:
-            columns.append(self.quick.scores(self._features(x)))
-        return torch.cat(columns, 1)
+            features = self._features(x)
+            columns.append(self.quick.scores(features))
+        return torch.cat(columns, 1), features
 
     def score_batch(self, x: Pictures) -> Tensor:
         """A(x), (n,) float32 on the CPU."""
@@ -158,6 +202,12 @@ class Detector:
             at_once, channels = self.tiles_at_once, self.config.channels
             each = [stitched(picture, self.examine, self._fused_if_known, at_once, channels) for picture in x]
             return Examined(*(torch.cat(parts) for parts in zip(*each, strict=True)))
+        examined = self.examine_views(x)
+        return examined._replace(scores=self._fused_if_known(examined.views))
+
+    def examine_views(self, x: Tensor) -> Examined:
+        """As `examine`, before the views are fused: its scores are those of the first view. Of tensors it
+        makes tensors, all the way, so that torch can export it."""
         columns, compared = [], None
         if self.generator is not None:
             compared = self.generator.compare(self.for_generator(x))
@@ -172,7 +222,7 @@ class Detector:
             maps = compared.maps
         else:
             maps = self.quick_maps(features)
-        return Examined(self._fused_if_known(views), nearest, maps, latents, views)
+        return Examined(views[:, 0], nearest, maps, latents, views)
 
     def _fused_if_known(self, views: Tensor) -> Tensor:
         """`fused`, and before there is a fusion the score in the first view."""
@@ -244,15 +294,18 @@ class Detector:
         """Anomaly scores, (n,) float32; higher is more anomalous.
 
         Args:
-            images: paths, PIL images, uint8 arrays (n, H, W[, C]), float tensors (n, C, H, W) in [-1, 1],
-                or an ImageSet. Arrays and tensors of three channels are RGB; OpenCV's are BGR, and want
-                `array[..., ::-1]`.
+            images: a file, a folder, a glob or a dataset, as on the command line, or a list of these; PIL
+                images, uint8 arrays (n, H, W[, C]), float tensors (n, C, H, W) in [-1, 1], or an ImageSet.
+                Arrays and tensors of three channels are RGB; OpenCV's are BGR, and want `array[..., ::-1]`;
+                floats in [0, 1] want `pad.from_unit_range`. Of files that are named one by one there is a
+                score for each; what folders hold is scored once, in sorted order.
 
         Raises:
             PadError: an image that cannot be read, named.
 
         Warns (pad.PadWarning) if float tensors look as if they were scaled to [0, 1].
         """
+        images = named_images(images)
         warn_of_unit_range(images)
         scores = [scores.numpy() for scores in self._each_batch(self.score_batch, images)]
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
@@ -263,7 +316,7 @@ class Detector:
 
         Raises PadError if the model has no calibration, or an image cannot be read.
         """
-        calibration = self._calibrated()
+        calibration, images = self.calibrated(), named_images(images)
         warn_of_unit_range(images)
         batches = [views.numpy() for views in self._each_batch(self.score_views, images)]
         scores = np.concatenate(batches) if batches else np.empty((0, len(self.views)), np.float32)
@@ -282,7 +335,7 @@ class Detector:
 
         Raises PadError if the model has no calibration, or an image cannot be read.
         """
-        return self._calibrated().p_values(self.score(images))
+        return self.calibrated().p_values(self.score(images))
 
     def predict(self, images: Any, fpr: float = 0.05, confidence: float | None = None) -> np.ndarray:
         """True for anomalies, (n,) bool; on new normal images at most the share `fpr` is flagged, on average
@@ -291,7 +344,7 @@ class Detector:
         Raises PadError if the model has no calibration, or an image cannot be read. Warns (pad.PadWarning) if
         the calibration images are too few for this rate: then nothing is flagged, whatever the images show.
         """
-        calibration = self._calibrated()
+        calibration = self.calibrated()
         _warn_if_nothing_can_be_flagged(calibration, fpr, confidence)
         return calibration.verdicts(self.score(images), fpr, confidence)
 
@@ -301,6 +354,7 @@ class Detector:
 
         Raises PadError if an image cannot be read. Warns as `score` and `predict` do.
         """
+        images = named_images(images)
         warn_of_unit_range(images)
         if self.calibration is not None:
             _warn_if_nothing_can_be_flagged(self.calibration, fpr, confidence)
@@ -362,6 +416,7 @@ class Detector:
         too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the
         same. Warns as `score` does.
         """
+        images = named_images(images, normal=True)
         warn_of_unit_range(images)
         extra = dict(extra or {})
         if self.trained_on is not None:
@@ -411,8 +466,8 @@ class Detector:
         """Sets fusion and calibration from the scores (n, v) of normal images in each view, their latents,
         and the share of their differences that the generator explains. belonging: see `calibrate`."""
         measured: dict[str, Any] = dict(extra)
-        likeness = self.quick.likeness if self.quick is not None else 0.0
         fused_by = views if belonging is None else views[belonging]
+        likeness = self.quick.likeness if self.quick is not None else 0.0
         self.fusion = Fusion.fit(self.views, fused_by, explained, likeness) if len(self.views) > 1 else None
         scores = self.fused(torch.from_numpy(views))
         if len(self.views) > 1:
@@ -425,7 +480,8 @@ class Detector:
         self.calibration = Calibration(scores.double().numpy(), measured)
         return self.calibration
 
-    def _calibrated(self) -> Calibration:
+    def calibrated(self) -> Calibration:
+        """The calibration. Raises PadError if there is none."""
         if self.calibration is None:
             raise PadError("the model has no calibration; make one with `pad calibrate MODEL NORMAL_IMAGES`")
         return self.calibration
@@ -491,6 +547,7 @@ class Detector:
         backbone_weights: str | None = None,
         allow_downloads: bool = False,
         view_backbone_weights: str | None = None,
+        precision: str | None = None,
     ) -> Detector:
         """See `load`. `view_backbone_weights` is a file for the backbone of the quick views; without it, the
         first file is for whichever of the two took its weights from a file."""
@@ -500,7 +557,10 @@ class Detector:
         if view_backbone_weights is None and isinstance(recorded, Mapping) and "file" in recorded:
             backbone_weights, view_backbone_weights = None, backbone_weights
         config = dataclasses.replace(
-            files.recipe, backbone_weights=backbone_weights, view_backbone_weights=view_backbone_weights
+            files.recipe,
+            backbone_weights=backbone_weights,
+            view_backbone_weights=view_backbone_weights,
+            precision=precision or files.recipe.precision,
         )
         target = pick_device(device)
         generator = quick = fusion = None

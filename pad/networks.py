@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pad import distributed
 from pad.config import Config, coarsest_resolution, feature_resolutions
 from pad.errors import PadError
 
@@ -123,7 +124,7 @@ class LatentNorm(nn.Module):
     @torch.no_grad()
     def update(self, raw: Tensor) -> None:
         """Takes the statistics of a batch (n, features) of raw latents in."""
-        raw = raw.detach().float()
+        raw = distributed.gathered(raw.detach().float())
         # The first batches count fully, so that the averages do not start from 0 and 1.
         rate = max(self.momentum, 1.0 / (int(self.count) + 1))
         self.mean.lerp_(raw.mean(0), rate)
@@ -167,8 +168,13 @@ class Encoder(nn.Module):
 
 def minibatch_standard_deviation(x: Tensor) -> Tensor:
     """x (n, c, h, w) -> (n, c + 1, h, w): the mean over all features of their standard deviation over the
-    batch, as one more feature map (Karras et al., arXiv:1710.10196, section 3)."""
-    deviation = (x.var(dim=0, unbiased=False) + 1e-8).sqrt().mean()
+    batch (of all processes), as one more feature map (Karras et al., arXiv:1710.10196, section 3)."""
+    if distributed.world() == 1:
+        variance = x.var(dim=0, unbiased=False)
+    else:
+        centre = distributed.mean(x.mean(0))
+        variance = distributed.mean((x - centre).square().mean(0))
+    deviation = (variance + 1e-8).sqrt().mean()
     return torch.cat([x, deviation.expand(x.shape[0], 1, *x.shape[2:])], dim=1)
 
 

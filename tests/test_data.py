@@ -16,8 +16,9 @@ from PIL import Image
 
 from pad.config import Config
 from pad.errors import PadError
-from pad.images.decode import read_image, to_tensor
+from pad.images.decode import to_tensor
 from pad.images.imageset import ImageSet, Sample
+from pad.images.read import read_image
 from pad.images.resolve import resolve
 from pad.images.stream import each_batch, load_all, stream
 

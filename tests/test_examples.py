@@ -8,13 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 from PIL import Image
 
 import pad
+from pad.watching.state import State
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted(path.name for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".sh"))
+KINDS = (".py", ".sh", ".ipynb")
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").iterdir() if path.suffix in KINDS)
 
 
 def run(name: str, *words: object) -> str:
@@ -84,6 +88,56 @@ def test_explanations(fashion: Path, tmp_path: Path) -> None:
     for path in pictures:
         with Image.open(path) as picture:
             assert picture.width > 3 * 28
+
+
+def test_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "examples" / "notebook.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    done = nbclient.NotebookClient(notebook, timeout=250, kernel_name="python3").execute(
+        cwd=str(ROOT / "examples")
+    )
+    shown = [output.get("data", {}) for cell in done.cells for output in cell.get("outputs", ())]
+    pages = [data["text/html"] for data in shown if "text/html" in data]
+    assert "whole+middle+parts" in pages[0]  # the detector
+    assert "<th>p_value</th>" in pages[1]  # the table
+    assert 'src="data:image/png;base64,' in pages[2]  # the explanation
+    assert shown[-1]["text/plain"].startswith("array([")
+
+
+def test_stream(fashion: Path, tmp_path: Path) -> None:
+    pad.fit(fashion / "train" / "ankle-boot", steps=0).save(tmp_path / "model")
+    told = run("stream.py", tmp_path / "model", fashion / "test" / "trouser", tmp_path / "state", 0)
+    lines = told.splitlines()
+    assert len(lines) == 20
+    assert sum("anomaly" in line for line in lines) >= 18
+    assert sum("like proposal 1" in line for line in lines) >= 3
+    state = State(tmp_path / "state")
+    assert [(p.id, p.status) for p in state.proposals()] == [(1, "open")]
+
+
+def test_onnx_without_pad(fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (ROOT / "examples" / "onnx_without_pad.py").read_text()
+    assert "import pad" not in source
+    assert "torch" not in source
+    graph = tmp_path / "boot.onnx"
+    words = [sys.executable, "-m", "pad", "export", "zoo:fashion-mnist/ankle-boot", "--out", graph]
+    subprocess.run(words, check=True, capture_output=True, timeout=250, cwd=ROOT)
+    paths = [*sorted((fashion / "test" / "normal").glob("*.png"))[:5],
+             *sorted((fashion / "test" / "bag").glob("*.png"))[:5]]  # fmt: skip
+    script = ROOT / "examples" / "onnx_without_pad.py"
+    done = subprocess.run(
+        [sys.executable, script, graph, *paths], capture_output=True, text=True, cwd=tmp_path, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 11
+    p_values = pad.load("zoo:fashion-mnist/ankle-boot", device="cpu", precision="float32").p_values(paths)
+    for line, path, p_value in zip(lines, paths, p_values, strict=False):
+        assert line.startswith(f"{path}: {'anomaly' if p_value <= 0.05 else 'normal'}")
+        assert line.endswith(f"p-value {p_value:.4f}")
+    with Image.open(tmp_path / "anomaly.png") as picture:
+        assert picture.size == (256, 256)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -23,7 +23,7 @@ from PIL import Image
 import pad
 from pad.config import Config, fitting_batch, zoo_folder
 from pad.errors import PadError
-from pad.images.decode import ImageError, read_image
+from pad.images.read import ImageError, read_image
 from pad.images.resolve import resolve
 from pad.images.stream import stream
 from pad.store.index import checksums
@@ -81,7 +81,8 @@ def test_tiles_larger_than_the_picture_are_read(tmp_path: Path) -> None:
 MEASURE = """
 import resource, sys
 from pad.config import Config
-from pad.images.decode import planes, read_image, scaled
+from pad.images.decode import planes, scaled
+from pad.images.read import read_image
 config = Config(channels=3, fit="stretch")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 scaled(*planes(read_image(sys.argv[1]), config), config)
@@ -115,7 +116,8 @@ def test_large_pictures_come_out_as_in_one_piece(mode: str, monkeypatch: pytest.
         for fit in ("crop", "stretch"):
             config = Config(channels=channels, fit=fit)
             whole = pad.images.decode.to_tensor(image, config)
-            monkeypatch.setattr("pad.images.decode._BAND", 500)
+            for module in ("read", "decode"):
+                monkeypatch.setattr(f"pad.images.{module}.BAND", 500)
             assert torch.equal(pad.images.decode.to_tensor(image, config), whole)
             monkeypatch.undo()
 

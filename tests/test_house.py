@@ -12,6 +12,7 @@ import grimp
 import pytest
 
 import pad
+from pad.watching.state import State
 
 HOUSE = Path(pad.__file__).parent
 
@@ -19,9 +20,9 @@ HOUSE = Path(pad.__file__).parent
 LAYERS = (
     {"pad"},
     {"errors"},
-    {"tolerance", "latents", "progress", "provenance"},
+    {"tolerance", "progress", "provenance"},
     {"config"},
-    {"devices", "remote"},
+    {"devices", "distributed", "latents", "remote"},
     {"images"},
     {"recipes", "backbones", "networks"},
     {"similarity"},
@@ -29,16 +30,20 @@ LAYERS = (
     {"store"},
     {"judging"},
     {"showing"},
+    {"exported"},
     {"detector"},
-    {"learning", "scoring"},
-    {"registry"},
+    {"export", "learning", "scoring"},
+    {"registry", "watching"},
+    {"serving"},
     {"api"},
+    {"sklearn"},
     {"commands"},
     {"__main__"},
 )
 
 # Imports that do not stand at the top of a module, by what is imported. None of `pad`'s own is among them.
 LAZY = {
+    "cv2": "an extra",
     "huggingface_hub": "reads the environment; and its upload takes half a second to import",
     "jinja2": "start-up: only the report needs it",
     "lmdb": "an extra",
@@ -46,6 +51,10 @@ LAZY = {
     "markupsafe": "start-up: comes with jinja2",
     "matplotlib": "start-up: only pictures need it",
     "certifi": "comes with the hub's client, and is not asked for by itself",
+    "onnx": "an extra",
+    "onnxruntime": "an extra",
+    "onnxscript": "an extra",
+    "pandas": "an extra",
     "safetensors": "start-up: imports torch, which `pad zoo list` does without",
     "scipy": "start-up: only metrics and rates need it",
     "sklearn": "start-up: a second, to score one image without metrics",
@@ -124,8 +133,13 @@ def test_lazy_imports_are_those_that_have_a_reason() -> None:
     assert found == set(LAZY)
 
 
-@pytest.mark.parametrize("words", ["--help", "train --help", "zoo list", "zoo show digits/three"])
-def test_what_needs_no_tensors_imports_no_torch(words: str) -> None:
+NO_TENSORS = ["--help", "train --help", "zoo list", "zoo show digits/three", "watch --help"]
+
+
+@pytest.mark.parametrize("words", [*NO_TENSORS, "watch proposals --state STATE"])
+def test_what_needs_no_tensors_imports_no_torch(words: str, tmp_path: Path) -> None:
+    State(tmp_path, create=True).close()
+    words = words.replace("STATE", str(tmp_path))
     code = (
         "import sys; from pad.commands.parser import main\n"
         "try: main(sys.argv[1:])\n"

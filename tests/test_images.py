@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 
 from pad.config import Config
 from pad.errors import PadError
-from pad.images.decode import ImageError, batch_tensor, read_image, to_tensor
+from pad.images.decode import batch_tensor, to_tensor
+from pad.images.read import ImageError, read_image
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 def relu(x: Tensor) -> Tensor:
     """max(x, 0), which may take the place of x."""
-    return F.relu(x) if x.requires_grad else _bits(x).clamp_(min=0).view(x.dtype)
+    return F.relu(x) if x.requires_grad else _floats(_bits(x).clamp_(min=0), x.dtype)
 
 
 def blurred_max_pool(x: Tensor) -> Tensor:
@@ -30,13 +30,18 @@ def _dense_maximum(x: Tensor) -> Tensor:
     # The same several times quicker, as nobody asks where it was; its backward would be slow.
     bits = _bits(x)
     bits = torch.maximum(bits[:, :, 1:], bits[:, :, :-1])
-    return torch.maximum(bits[..., 1:], bits[..., :-1]).view(x.dtype)
+    return _floats(torch.maximum(bits[..., 1:], bits[..., :-1]), x.dtype)
 
 
 def _bits(x: Tensor) -> Tensor:
     """bfloat16 as int16: what is positive keeps its order and what is negative stays negative, and a CPU need
     not turn it into float32 and back to take a maximum."""
     return x.view(torch.int16) if x.dtype == torch.bfloat16 else x
+
+
+def _floats(bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverse of `_bits`."""
+    return bits.view(dtype) if dtype == torch.bfloat16 else bits
 
 
 class _Blur(torch.autograd.Function):

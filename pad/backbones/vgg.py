@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pad.backbones.pooling import blurred_max_pool, relu
 from pad.backbones.weights import read_state
 from pad.errors import PadError, did_you_mean, one_line, shown
+from pad.images.resize import antialiased
 
 # Convolutions in each of the five blocks, with their widths; a 2x2 pooling lies between the blocks.
 _VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -107,7 +108,7 @@ class VGGBackbone(nn.Module):
         these `channels`."""
         wanted = self.layers if layers is None else layers
         if resize and self.size is not None and x.shape[-1] != self.size:
-            x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
+            x = antialiased(x, self.size)
         if x.shape[1] == 1:
             x = x.expand(-1, 3, -1, -1)
         x = ((x + 1) / 2 - self.mean) / self.deviation

@@ -1,4 +1,5 @@
-"""The command line: `pad train | evaluate | calibrate | clean | zoo`, and the scripts train.py, evaluate.py.
+"""The command line: `pad train | evaluate | calibrate | clean | export | watch | serve | zoo`, train.py and
+evaluate.py.
 
 Exit status: 0 done; 2 unusable arguments or input, with one line on standard error; 1 a fault of ours;
 3 anomalies were found and `--fail-on-anomaly` was given; 4 something could not be judged (no calibration, too
@@ -22,6 +23,7 @@ from pad.config import BATCH_SIZE, FPR, MOST_BATCH
 from pad.errors import PadError, printable
 
 Arguments = argparse.Namespace
+DECISIONS = ("proposals", "accept", "reject", "rollback")  # of `pad watch`, instead of a model
 MOST_MINUTES = 60 * 24 * 365
 
 
@@ -67,7 +69,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=_run("pad.commands.evaluate", "evaluate"))
+    parser.set_defaults(run=_evaluate)
     _add_model_and_data(parser)
     parser.add_argument(
         "--out", metavar="DIR", help="write scores.csv and summary.json there; '-': scores to stdout"
@@ -100,8 +102,25 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "calibration, too few calibration images for the rate, an unreadable image",
     )
     _add_device(parser)
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="number format "
+                        "(default: as the model's recipe says)")  # fmt: skip
     parser.add_argument("--batch-size", type=_batch_size, default=BATCH_SIZE, metavar="N",
                         help=f"images scored at a time (default {BATCH_SIZE})")  # fmt: skip
+
+
+def _evaluate(arguments: Arguments) -> int:
+    """An exported graph is evaluated without torch."""
+    module = "pad.commands.evaluate"
+    if arguments.model.endswith(".onnx"):
+        module = "pad.commands.evaluate_exported"
+    return _run(module, "evaluate")(arguments)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_run("pad.commands.export", "export"))
+    _add_model(parser)
+    parser.add_argument("--out", required=True, metavar="FILE.onnx", help="the file to write")
+    parser.add_argument("--opset", type=_positive_int, default=20, metavar="N", help="of ONNX (default 20)")
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -136,6 +155,61 @@ def _add_clean(parser: argparse.ArgumentParser) -> None:
                         "settings of the recipe; contamination=0.1: a tenth does not belong")  # fmt: skip
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default 0)")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
+    _add_device(parser)
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    judge, decide = _run("pad.commands.watch", "watch"), _run("pad.commands.decide", "decide")
+    parser.set_defaults(run=lambda given: (decide if given.model in DECISIONS else judge)(given))
+    parser.usage = (
+        "pad watch MODEL SOURCE --state DIR [options]\n"
+        "       pad watch proposals | accept ID | reject ID [--name NAME] | rollback --state DIR"
+    )
+    parser.add_argument("model", metavar="MODEL", help="run folder, model folder, zoo:NAME or "
+                        "hf-hub:ORG/REPO[@REV]; or proposals, accept, reject, rollback")  # fmt: skip
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help="a folder in which pictures appear, a "
+                        "video, a camera's index or rtsp:// address (pip install 'pad[watch]'), or -: paths "
+                        "or JSON on standard input; or the ID of a proposal")  # fmt: skip
+    parser.add_argument(
+        "--state", required=True, metavar="DIR", help="folder of all that is to be remembered"
+    )
+    parser.add_argument("--fpr", type=_rate, default=FPR, metavar="RATE",
+                        help=f"false-alarm rate on normal images (default {FPR:g})")  # fmt: skip
+    parser.add_argument("--out", metavar="FILE|-", help="a line of JSON for each picture (default: "
+                        "standard output)")  # fmt: skip
+    parser.add_argument("--adopt", metavar="ask|after:N|never", help="when flagged pictures that are alike "
+                        "become normal: when somebody says so (default), at N of them, or never")  # fmt: skip
+    parser.add_argument("--keep", nargs="+", metavar="DAYS|BYTES", help="how long events are kept, and in "
+                        "how much room (default: 30d 4GB)")  # fmt: skip
+    parser.add_argument("--webhook", metavar="URL", help="post what is flagged or proposed, and drift, "
+                        "there, signed with PAD_WEBHOOK_SECRET")  # fmt: skip
+    parser.add_argument("--port", type=_whole, metavar="P", help="serve a page to look at and decide on, at "
+                        "this port of this machine (pip install 'pad[serve]')")  # fmt: skip
+    parser.add_argument("--once", action="store_true", help="stop when all that is there was judged")
+    parser.add_argument("--name", metavar="NAME", help="with reject: what kind of anomaly it is")
+    _add_weights(parser)
+    _add_downloads(parser)
+    _add_device(parser)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_run("pad.commands.serve", "serve"))
+    parser.add_argument("model", metavar="MODEL", help="run folder, model folder, zoo:NAME or "
+                        "hf-hub:ORG/REPO[@REV]")  # fmt: skip
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1: this machine alone)")
+    parser.add_argument("--port", type=_whole, help="port to listen on (default 8000; 0: any that is free)")
+    parser.add_argument("--fpr", type=_rate, metavar="RATE",
+                        help=f"false-alarm rate on normal images (default {FPR:g})")  # fmt: skip
+    _add_confidence(parser)
+    parser.add_argument("--max-megabytes", type=_minutes, metavar="N", help="of a request (default 64)")
+    parser.add_argument("--max-megapixels", type=_minutes, metavar="N", help="of a picture (default 50)")
+    parser.add_argument("--max-images", type=_positive_int, metavar="N", help="in a request (default 256)")
+    parser.add_argument("--max-queue", type=_positive_int, metavar="N", help="pictures that may wait; beyond "
+                        "that, the answer is 429 (default 1024)")  # fmt: skip
+    parser.add_argument("--timeout", type=_minutes, metavar="S", help="seconds for a request (default 60)")
+    parser.add_argument("--batch-size", type=_batch_size, metavar="N", help="scored at a time (default 64)")
+    _add_weights(parser)
+    _add_downloads(parser)
     _add_device(parser)
 
 
@@ -178,16 +252,26 @@ def _add_zoo(subparsers: Any) -> None:
 
 
 def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="MODEL", help="run folder, model folder, zoo:NAME or hf-hub:ORG/REPO[@REV]"
-    )
+    _add_model(parser)
     parser.add_argument("data", nargs="+", metavar="DATA", help="images: files, folders, globs, or a dataset")
     parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="run folder, model folder, zoo:NAME or hf-hub:ORG/REPO[@REV]; to evaluate, also FILE.onnx",
+    )
+    _add_weights(parser)
+    _add_downloads(parser)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone-weights", metavar="FILE", help="weights of the backbones vgg16 and vgg19")
     parser.add_argument(
         "--view-backbone-weights", metavar="FILE", help="weights of a backbone of the views, timm:MODEL"
     )
-    _add_downloads(parser)
 
 
 def _add_downloads(parser: argparse.ArgumentParser) -> None:
@@ -260,7 +344,10 @@ _COMMANDS = {
     "train": (_add_train, "train a detector on normal images"),
     "evaluate": (_add_evaluate, "score images with a trained detector"),
     "clean": (_add_clean, "rank what does not belong in an unlabelled folder, and move it aside"),
+    "export": (_add_export, "write a model as one ONNX graph: pixels in, verdicts out"),
     "calibrate": (_add_calibrate, "recalibrate a model on your own normal images, without training"),
+    "serve": (_add_serve, "answer over HTTP (pip install 'pad[serve]')"),
+    "watch": (_add_watch, "judge a stream of images, and learn new kinds of normal"),
 }
 
 

@@ -8,6 +8,7 @@ import textwrap
 
 import yaml
 
+from pad import distributed
 from pad.commands.requests import request_of
 from pad.config import Config, to_mapping
 from pad.detector import Detector
@@ -23,10 +24,30 @@ from pad.tolerance import describe_tolerance
 
 def train(arguments: argparse.Namespace) -> int:
     """`pad train`: data -> run folder."""
+    with distributed.processes():
+        return _train(arguments) if distributed.is_first() else _follow(arguments)
+
+
+def _follow(arguments: argparse.Namespace) -> int:
+    """What all processes but the first one do: plan when it has done so, and train with it."""
+    request = request_of(TrainRequest, arguments)
+    if arguments.dry_run:
+        return 0
+    distributed.wait()
+    plan = make_plan(request, RunFolder(request.out))
+    if plan.config.has_generator:
+        carry_out(plan, stoppable=True)
+    else:
+        distributed.wait()
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
     talkative, request = not arguments.quiet, request_of(TrainRequest, arguments)
     if arguments.dry_run:
         return _show(make_plan(request, RunFolder(request.out), talkative))
     with planned(request, talkative) as plan:
+        distributed.wait()
         if talkative:
             _announce(plan)
         detector = carry_out(plan, talkative, stoppable=True)

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from pad.config import Config
-from pad.images.decode import ImageError, planes
+from pad.images.decode import planes
 from pad.images.hashes import HASH_BYTES, Hashes
 from pad.images.imageset import ImageSet
+from pad.images.read import ImageError
 
 _AT_A_TIME = 64  # images that a thread hashes in one go
 _WHOLE = Config(channels=3, fit="stretch")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pad.errors import printable
-from pad.images.decode import read_image
+from pad.images.read import read_image
 
 Purpose = Literal["train", "evaluate"]
 
@@ -62,7 +62,7 @@ class ImageSet:
         return any(sample.anomalous is not None for sample in self.samples)
 
     def open(self, index: int) -> Image.Image:
-        """The image as stored, upright. Raises pad.images.decode.ImageError if it cannot be read."""
+        """The image as stored, upright. Raises pad.images.read.ImageError if it cannot be read."""
         content, name = self.contents[index], self.samples[index].name
         if isinstance(content, np.ndarray):
             return Image.fromarray(content)

@@ -27,6 +27,7 @@ from PIL import Image
 from pad.errors import PadError, did_you_mean
 from pad.images.imageset import Content, ImageSet, Purpose, Sample
 from pad.images.named import DATASETS, canonical, load_dataset
+from pad.images.read import read_image
 
 NORMAL_FOLDERS = ("normal", "good")
 MASK_FOLDER = "ground_truth"
@@ -165,7 +166,7 @@ def _from_glob(pattern: Path, purpose: Purpose) -> list[_Found]:
             # `**` matches the folders and also what is in them, so the folders themselves add nothing.
             if "**" not in pattern.parts and any(_files(path)):
                 found += _from_folder(path, purpose)
-        elif _counts(path.name):
+        elif counts_as_image(path.name):
             found.append(_Found(path, path.name))
     if not found:
         raise PadError(f"{pattern}: no image matches")
@@ -242,7 +243,7 @@ def _subfolders(folder: Path) -> list[str]:
         return []
 
 
-def _counts(name: str) -> bool:
+def counts_as_image(name: str) -> bool:
     """Whether a file is taken for an image, by its name."""
     return not name.startswith(".") and Path(name).suffix.lower() not in SIDECARS
 
@@ -261,14 +262,37 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f.lower() != MASK_FOLDER)
-        yield from (Path(here) / name for name in sorted(files) if _counts(name))
+        yield from (Path(here) / name for name in sorted(files) if counts_as_image(name))
+
+
+def named_images(images: Any, normal: bool = False) -> Any:
+    """What all functions that take images do first: what names several (a folder, a glob, a dataset, or a
+    list of paths with one of these) becomes an ImageSet, as `pad evaluate` reads it. All else stays as it is:
+    images in memory, and files, of which each counts, also one that is named twice.
+
+    normal: without those that are known to be anomalous. Raises PadError as `resolve` does.
+    """
+    specs = [images] if isinstance(images, str | os.PathLike) else images
+    if not isinstance(specs, list | tuple) or not all(isinstance(s, str | os.PathLike) for s in specs):
+        return images
+    if not any(_names_several(os.fspath(spec)) for spec in specs):
+        return images
+    found = resolve(specs, "evaluate")
+    return found.normal_only() if normal else found
+
+
+def _names_several(spec: str) -> bool:
+    path = Path(spec).expanduser()
+    if os.path.lexists(path):
+        return path.is_dir()
+    return _looks_named(spec) or glob.has_magic(spec)
 
 
 def as_image_set(images: Any) -> ImageSet:
     """What `pad.fit` takes as an ImageSet: one already, paths (as `resolve` reads them), or images in memory.
 
-    Images in memory are PIL images, uint8 arrays (n, H, W[, C]), or float tensors (n, C, H, W) in [-1, 1],
-    which are rounded to 8 bits. Raises PadError, naming the index, for anything else.
+    Images in memory are PIL images, uint8 arrays (n, H, W[, C]), or float tensors or arrays (n, C, H, W) in
+    [-1, 1], which are rounded to 8 bits. Raises PadError, naming the index, for anything else.
     """
     if isinstance(images, ImageSet):
         return images
@@ -282,12 +306,27 @@ def as_image_set(images: Any) -> ImageSet:
     return ImageSet([Sample(name) for name in names], contents, names, "memory")
 
 
+def files_or_pictures(images: Any) -> ImageSet:
+    """Single files and images in memory, each of them once for every time that it is given, none of them
+    opened: as `as_image_set`, but that a file which is not there is an image that cannot be read."""
+    items = [images] if isinstance(images, str | os.PathLike | Image.Image) else list(images)
+    contents: list[Content] = []
+    names: list[str] = []
+    for index, item in enumerate(items):
+        path = Path(item) if isinstance(item, str | os.PathLike) else None
+        contents.append(path or _pixels(item, index))
+        names.append(_printable(path) if path else f"image {index}")
+    return ImageSet([Sample(name) for name in names], contents, list(names), "memory")
+
+
 def _pixels(image: Any, index: int) -> np.ndarray | Image.Image:
     if isinstance(image, Image.Image):
         return image
-    if hasattr(image, "is_floating_point") and image.is_floating_point() and image.dim() == 3:
-        image = ((image.detach().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(0, -1).numpy()
-    array = np.asarray(image)
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, os.fspath(image))
+    array = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
+    if array.dtype.kind == "f" and array.ndim == 3 and array.shape[0] in (1, 3):
+        array = _at_8_bits(array, index)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
@@ -296,3 +335,11 @@ def _pixels(image: Any, index: int) -> np.ndarray | Image.Image:
             f"W), not {array.dtype} of shape {array.shape}"
         )
     return array
+
+
+def _at_8_bits(array: np.ndarray, index: int) -> np.ndarray:
+    """Floats (C, H, W) in [-1, 1] as uint8 (H, W, C)."""
+    low, high = float(array.min(initial=0)), float(array.max(initial=0))
+    if not max(-low, high) <= 1.001:
+        raise PadError(f"image {index}: values from {low:g} to {high:g}; floats must lie in [-1, 1]")
+    return np.moveaxis((np.clip(array, -1, 1) + 1) * 127.5, 0, -1).round().astype(np.uint8)

@@ -13,8 +13,9 @@ import torch
 
 from pad.config import BATCH_SIZE, Config, fitting_batch
 from pad.devices import in_parallel, lanes
-from pad.images.decode import ImageError, planes, scaled
+from pad.images.decode import planes, scaled
 from pad.images.imageset import ImageSet
+from pad.images.read import ImageError
 from pad.images.resize import at_side
 from pad.images.tiles import Pictures, Tiled, tiled
 

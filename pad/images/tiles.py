@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from pad.config import Config
-from pad.images.decode import DEEP_MODES, Given, batch_tensor, each_of, from_array, planes, scaled, to_tensor
+from pad.images.decode import Given, batch_tensor, each_of, planes, scaled, to_tensor
 from pad.images.geometry import Box, seen_box, tile_boxes
+from pad.images.read import DEEP_MODES, from_array
 from pad.images.variation import draw, random_of, varied
 
 

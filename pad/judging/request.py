@@ -14,7 +14,7 @@ class EvaluateRequest:
     """What `pad evaluate` is asked for; each attribute is the argument or option of its name.
 
     Attributes:
-        model: a run folder, a model folder, `zoo:NAME` or `hf-hub:ORG/REPO[@REV]`.
+        model: a run folder, a model folder, `zoo:NAME`, `hf-hub:ORG/REPO[@REV]`, or a file of `pad export`.
         data: images: files, folders, globs, or datasets.
         data_root: where named datasets lie.
         out: the folder of scores, summary and pictures; "-": scores to standard output; None: none are kept.
@@ -27,6 +27,7 @@ class EvaluateRequest:
         explain: draw why for so many of the most anomalous images; None: for none.
         fail_on_anomaly, fail_on_error: what ends with an exit status of its own.
         device: auto, cpu, cuda or mps.
+        precision: auto, float32 or bfloat16; None: as the model's recipe says.
         batch_size: images scored at a time.
         backbone_weights, view_backbone_weights: files of weights.
         quiet: no progress bar.
@@ -50,6 +51,7 @@ class EvaluateRequest:
     fail_on_anomaly: bool = False
     fail_on_error: bool = False
     device: str = "auto"
+    precision: str | None = None
     batch_size: int = BATCH_SIZE
     backbone_weights: str | None = None
     view_backbone_weights: str | None = None

@@ -70,17 +70,17 @@ def fits_by_fold(
 
     hashes: of the images, (n,). varied: of the same images in a tolerated variation each, which is in the
     fold of its image; then both teach. teaching: which images teach, (n,) bool; by default all. Raises
-    PadError if all that teach are copies of one picture.
+    PadError if all are copies of one picture.
     """
     fold = fold_of_each(hashes, seed)
-    teaching = torch.ones(len(fold), dtype=torch.bool) if teaching is None else teaching
-    if len(fold[teaching].unique()) < 2:
-        count = int(teaching.sum())
-        raise PadError(f"all {count} normal images are copies of one picture; give at least 2 pictures")
+    if not fold.any():
+        raise PadError(f"all {len(fold)} normal images are copies of one picture; give at least 2 pictures")
     for held_out in fold.unique():
         # A copy but for the backbone, which no fit changes.
         fitted = copy.deepcopy(views, {id(views.backbone): views.backbone})
-        yield fold == held_out, fitted.fit(taught(normal, varied, (fold != held_out) & teaching))
+        others = fold != held_out
+        chosen = others if teaching is None else others & teaching
+        yield fold == held_out, fitted.fit(taught(normal, varied, chosen))
 
 
 def taught(normal: Features, varied: Features | None, chosen: Tensor) -> Features:

@@ -10,13 +10,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pad import distributed
+
 Critic = Callable[[Tensor], Tensor]
 
 
 def gradient_penalty(critic: Critic, real: Tensor, fake: Tensor, generator: torch.Generator) -> Tensor:
     """E[(||grad_h D(h)||_2 - 1)^2], h = alpha real + (1 - alpha) fake, alpha uniform per sample; a scalar."""
-    alpha = torch.rand(len(real), *[1] * (real.dim() - 1), generator=generator, dtype=torch.float32)
-    alpha = alpha.to(device=real.device, dtype=real.dtype)
+    count = len(real) * distributed.world()
+    alpha = torch.rand(count, *[1] * (real.dim() - 1), generator=generator, dtype=torch.float32)
+    alpha = distributed.share(alpha).to(device=real.device, dtype=real.dtype)
     h = (alpha * real + (1 - alpha) * fake).detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(h).sum(), h, create_graph=True)
     norm = (gradient.float().flatten(1).square().sum(1) + 1e-12).sqrt()

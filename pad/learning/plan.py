@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import torch
 
+from pad import distributed
 from pad.config import Config, from_mapping, load_recipe, to_mapping
 from pad.detector import Detector
 from pad.devices import pick_device
@@ -109,14 +110,17 @@ def planned(request: TrainRequest, progress: bool = False) -> Iterator[Plan]:
 
 
 def carry_out(plan: Plan, progress: bool = False, stoppable: bool = False) -> Detector:
-    """Trains as planned, in the folder of the run; see `train_detector`."""
-    plan.folder.write_request(plan.record.to_dict())
+    """Trains as planned, in the folder of the run; see `train_detector`. Several processes
+    (pad/distributed.py) begin when all have planned, and the first one writes."""
+    distributed.wait()
+    if distributed.is_first():
+        plan.folder.write_request(plan.record.to_dict())
     return train_detector(
         plan.config,
         plan.training,
         plan.calibration,
         plan.device,
-        plan.folder.path,
+        plan.folder.path if distributed.is_first() else None,
         plan.record.minutes,
         checkpoint=plan.checkpoint,
         start=plan.start,
@@ -150,7 +154,7 @@ def make_plan(request: TrainRequest, folder: RunFolder, progress: bool = False) 
     recipe = before.recipe or (checkpoint["recipe"] if checkpoint else None)
     record, start = _start(request, record, before, {**(recipe or {}), **settings})
     if recipe is None:
-        config = _fresh_config(start, request.config, settings, images, bool(record.minutes))
+        config = fresh_config(start, request.config, settings, images, bool(record.minutes))
     else:
         config = _resumed_config(recipe, request.config, settings)
     if record.minutes:
@@ -220,11 +224,7 @@ def _anomalies(record: RunRecord, config: Config) -> ImageSet:
 def _old_images(start: Detector, record: RunRecord, before: RunRecord) -> tuple[RunRecord, ImageSet | None]:
     """Images of what the model that is fine-tuned calls normal, if any were given; and the record with their
     fingerprint. Raises PadError if there have to be some, or if it is another replay than before."""
-    if start.generator is None and not record.replay:
-        raise PadError(
-            "--from: the model has no generator to replay its old normal by: give images of it with "
-            "--replay, or let it be forgotten with --replay none"
-        )
+    check_replayed(start, bool(record.replay))
     images = None
     if record.replay and record.replay != [NO_REPLAY]:
         images = resolve(record.replay, "train", record.data_root)
@@ -234,12 +234,24 @@ def _old_images(start: Detector, record: RunRecord, before: RunRecord) -> tuple[
     return record, images
 
 
+def check_replayed(start: Detector, given: bool) -> None:
+    """Raises PadError where a model that is fine-tuned cannot replay its old normal, and nothing was given in
+    its place."""
+    if start.generator is None and not given:
+        raise PadError(
+            "--from: the model has no generator to replay its old normal by: give images of it with "
+            "--replay, or let it be forgotten with --replay none"
+        )
+
+
 # The recipe ----------------------------------------------------------------------------------------
 
 
-def _fresh_config(
-    start: Detector | None, name: str | None, settings: dict[str, Any], images: ImageSet, timed: bool
+def fresh_config(
+    start: Detector | None, name: str | None, settings: Mapping[str, Any], images: ImageSet, timed: bool
 ) -> Config:
+    """The recipe of a run that begins: `build_config`, or that of the model that is fine-tuned, in a seventh
+    of its steps."""
     if start is None:
         return build_config(name, settings, images, timed)
     steps = max(round(FINE_TUNING_SHARE * start.config.steps), min(FINE_TUNING_STEPS, start.config.steps))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pad import distributed
 from pad.config import BATCH_SIZE, SCORING_SETTINGS, Config, to_mapping
 from pad.detector import Detector
 from pad.errors import PadError
@@ -193,7 +194,10 @@ def train_detector(
         }
     run_folder = None if folder is None else RunFolder(folder)
     run = Run(trainer, calibration, card, run_folder, minutes, begun, progress, trained, start, replay, check)
-    run.training_images, run.stoppable = training, stoppable and folder is not None
+    run.training_images, run.stoppable = (
+        training,
+        stoppable and (folder is not None or not distributed.is_first()),
+    )
     if checkpoint is not None:
         run.resume(checkpoint)
     return run.run()
@@ -446,7 +450,11 @@ class Run:
     def share_done(self) -> float:
         """Of the steps or the minutes, in [0, 1]."""
         done = self.trainer.steps_done / self.config.steps
-        return min(1.0, self.elapsed / (60 * self.minutes) if self.minutes else done)
+        return (
+            distributed.from_first(min(1.0, self.elapsed / (60 * self.minutes)))
+            if self.minutes
+            else min(1.0, done)
+        )
 
     # Training
 
@@ -467,9 +475,10 @@ class Run:
             while not done:
                 # A step, at the learning rates of the share that is done -----------------------
                 losses = trainer.step(min(self.share_done(), 0.999))
+                stopping = self._agreed_signal()
                 step = trainer.steps_done
                 done = self.share_done() >= 1
-                saving = done or bool(self.received) or step % config.checkpoint_every == 0
+                saving = done or bool(stopping) or step % config.checkpoint_every == 0
                 sampling = config.sample_every and (done or step % config.sample_every == 0 or step == 1)
                 logging_now = step % config.log_every == 0
 
@@ -494,9 +503,9 @@ class Run:
                     self._sample(step)
 
                 # A checkpoint; a signal stops the run after one --------------------------------
-                if self.received:
+                if stopping:
                     self._save()
-                    raise Interrupted(self.received[0], step, False)
+                    raise Interrupted(stopping, step, False)
                 if saving and not done:
                     self._save()
 
@@ -507,6 +516,11 @@ class Run:
         self._save()
         if self.received:
             raise Interrupted(self.received[0], self.trainer.steps_done, True)
+
+    def _agreed_signal(self) -> int:
+        """The signal by which to stop now, or 0: one to any of the processes stops all, after the same
+        step."""
+        return distributed.largest(self.received[0] if self.received else 0)
 
     def _training_bar(self) -> Any:
         """A bar over the seconds or the steps, so that it shows the time left in both cases."""
@@ -523,8 +537,11 @@ class Run:
     # The model
 
     def _finish(self) -> Detector:
-        """Makes the model of the run, and saves it."""
-        detector = self._calibrated()
+        """Makes the model of the run, and saves it. Of several processes the first one calibrates it."""
+        detector = self._detector()
+        if not distributed.is_first():
+            return detector
+        self._calibrate(detector)
         if self.start is not None:
             quality = compare(
                 self.start, detector, self.replay, self.calibration, self.check, self.new_normal
@@ -535,8 +552,8 @@ class Run:
             log.info("saved the model of step %d", self.trainer.steps_done)
         return detector
 
-    def _calibrated(self) -> Detector:
-        """The detector of the averaged weights, calibrated."""
+    def _detector(self) -> Detector:
+        """The detector of the averaged weights, not calibrated yet."""
         trainer = self.trainer
         networks = {k: copy.deepcopy(v) for k, v in trainer.networks.items()}
         networks.update({k: copy.deepcopy(v) for k, v in trainer.averaged.items()})
@@ -551,7 +568,10 @@ class Run:
         card = {**self.card, "training": training}
         generator = GeneratorView(self.config, nn.ModuleDict(networks), similarity, trainer.device)
         quick = build_quick(self.config) if self.config.quick_views else None
-        detector = Detector(self.config, generator, quick, trainer.device, None, card, self.trained_on)
+        return Detector(self.config, generator, quick, trainer.device, None, card, self.trained_on)
+
+    def _calibrate(self, detector: Detector) -> None:
+        generator, trainer = generator_of(detector), self.trainer
         few = self.calibration.subset(range(min(BATCH_SIZE, len(self.calibration))))
         for batch in stream(few, self.config, BATCH_SIZE):
             if not generator.score(at_side(batch.tensor, self.config.size)).isfinite().all():
@@ -566,7 +586,6 @@ class Run:
         self.new_normal = detector.calibration
         if self.start is not None and self.replay is not None:
             calibrate_both(detector, self.start, self.replay)
-        return detector
 
     # What is written on the way
 

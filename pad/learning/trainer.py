@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pad import distributed
 from pad.config import Config
 from pad.devices import pick_precision, to_device
 from pad.errors import PadError
@@ -53,7 +54,8 @@ class Trainer:
         similarity: one whose mu and sigma to keep (fine-tuning), instead of new ones from images.
 
     Raises:
-        PadError: widths that do not fit the sizes, or a backbone that cannot be had.
+        PadError: widths that do not fit the sizes, a backbone that cannot be had, or a batch that the
+            processes cannot share.
     """
 
     def __init__(
@@ -64,6 +66,11 @@ class Trainer:
         statistics_images: Images | None = None,
         similarity: Similarity | None = None,
     ) -> None:
+        if config.batch_size % distributed.world():
+            raise PadError(
+                f"setting 'batch_size': {config.batch_size} images cannot be shared by {distributed.world()} "
+                "processes"
+            )
         self.config, self.images, self.device = config, images, device
         self.dtype = pick_precision(config.precision, device)
         self.random = torch.Generator().manual_seed(config.seed)
@@ -116,6 +123,7 @@ class Trainer:
         losses.update(self._encoder_generator_step(adversarial=progress >= config.warm_up))
         self.steps_done += 1
         self._average()
+        distributed.average(list(losses.values()))
         return losses
 
     def _critic_step(self) -> dict[str, Tensor]:
@@ -147,6 +155,7 @@ class Trainer:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        distributed.average([p.grad for p in network.parameters()])
         optimizer.step()
         network.requires_grad_(False)
         return (real_criticism.mean() - fake_criticism.mean()).detach()
@@ -172,6 +181,8 @@ class Trainer:
         if "generator_loss" in losses:
             adv_g = torch.autograd.grad(losses["generator_loss"], theta_g)
         rec = torch.autograd.grad(rec_loss, [*theta_e, *theta_g])
+        # autograd.grad passes by the hooks of torch's own wrapper, and the balance needs them one by one.
+        distributed.average([*(adv_e or ()), *(adv_g or ()), *rec])
         self._follow("encoder", theta_e, adv_e, rec[: len(theta_e)])
         self._follow("generator", theta_g, adv_g, rec[len(theta_e) :])
         self.optimizers["networks"].step()
@@ -211,12 +222,17 @@ class Trainer:
 
     def _prior(self, n: int) -> Tensor:
         r = self.config.latent_resolution
-        return torch.randn(n, self.config.latent_dim, r, r, generator=self.random).to(self.device)
+        z = torch.randn(n * distributed.world(), self.config.latent_dim, r, r, generator=self.random)
+        return distributed.share(z).to(self.device)
 
     def _images(self, with_reference: bool = False) -> tuple[Tensor, Any]:
         """The next batch, and what the similarity needs of it (cached features where there are)."""
-        indices = self.sampler.take(self.config.batch_size)
-        x = self._augment(self.images.batch(indices)).to(self.device)
+        whole = self.sampler.take(self.config.batch_size)
+        indices = distributed.share(whole)
+        if self._augmenting:  # each image in random numbers of its own, which come one after the other
+            x = distributed.share(self._augment(self.images.batch(whole))).to(self.device)
+        else:
+            x = self.images.batch(indices).to(self.device)
         if not with_reference:
             return x, None
         with torch.no_grad(), self._autocast():

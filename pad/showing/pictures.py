@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from pad.images.decode import DEEP_MODES, opaque
+from pad.images.read import DEEP_MODES, opaque
 
 _TILE = 1024  # pixels: a large picture is converted and reduced in squares of about this side
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from pad.config import Config
 from pad.errors import PadError
-from pad.images.decode import ImageError, read_image
 from pad.images.geometry import seen_box
 from pad.images.imageset import ImageSet
+from pad.images.read import ImageError, read_image
 from pad.judging.calibration import Calibration
 from pad.judging.map_scale import scale_of
 from pad.judging.metrics import PixelMetrics

@@ -87,6 +87,10 @@ class Similarity(nn.Module):
     def reset_residuals(self) -> None:
         """Forgets what `choose_channels` and `fit_residuals` did."""
 
+    def freeze(self) -> None:
+        """Nothing is learned any more: what follows from what was learned is computed once, for a graph that
+        is exported."""
+
     # What travels with a model
 
     def statistics_state(self) -> dict[str, Tensor]:

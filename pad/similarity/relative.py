@@ -117,7 +117,7 @@ class RelativePerceptualL1(Similarity):
 
     def compare(self, reference: Sequence[Tensor], y: Tensor) -> Tensor:
         """rho of prepared x and of images y, (n,)."""
-        total = torch.zeros(len(y), device=y.device)
+        total = torch.zeros(y.shape[0], device=y.device)
         for f_x, residual, share in zip(
             reference, self.residuals(reference, y), self.layers.values(), strict=True
         ):
@@ -132,7 +132,7 @@ class RelativePerceptualL1(Similarity):
         """
         layers = [name for name in MAP_LAYERS if name in self.backbone.convolutions] or list(self.layers)
         features_x, features_y = (self.backbone(image, layers, resize=False) for image in (x, y))
-        total = torch.zeros(len(x), 1, *x.shape[-2:], device=x.device)
+        total = torch.zeros(x.shape[0], 1, *x.shape[-2:], device=x.device)
         for name in layers:
             f_x, f_y = features_x[name], features_y[name]
             difference = (f_x - f_y).abs().sum(1, keepdim=True, dtype=torch.float32)
@@ -206,6 +206,10 @@ class RelativePerceptualL1(Similarity):
 
     def load_statistics_state(self, state: Mapping[str, Tensor]) -> None:
         self.statistics.load_state_dict({key: state[key] for key in self.statistics.state_dict()})
+
+    def freeze(self) -> None:
+        for name in self.layers:
+            self.of(name).freeze()
 
     def of(self, layer: str) -> LayerStatistics:
         """The statistics of a layer."""
@@ -287,6 +291,7 @@ class LayerStatistics(nn.Module):
         self.register_buffer("sigma", torch.ones(channels))
         for name in ("weight", "components", "units"):
             self.register_buffer(name, None)
+        self._frozen: Tensor | None = None  # channels
         self.reset_residuals(chosen=False)
 
     def assign(self, mean: Tensor, sigma: Tensor) -> None:
@@ -355,7 +360,13 @@ class LayerStatistics(nn.Module):
         """Those that count, in their order, (c,); None: all."""
         if not self.chosen or self.counted == len(self.sigma):
             return None
+        if self._frozen is not None:
+            return self._frozen
         return self.sigma.argsort(descending=True, stable=True)[: self.counted].sort().values
+
+    def freeze(self) -> None:
+        """Keeps the channels that count as they are now."""
+        self._frozen = self.channels()
 
     def weigh(self, difference: Tensor) -> Tensor:
         """w d, for d (n, c, side, side)."""
@@ -373,7 +384,7 @@ class LayerStatistics(nn.Module):
         components = self.components.flatten(1).to(flat.dtype)
         lengths = (flat @ components.T) * self.units.square().to(flat.dtype)
         left = torch.addmm(flat, lengths, components, alpha=-1)
-        return left.view(len(flat), *self.components.shape[1:]).permute(0, 3, 1, 2)
+        return left.view(flat.shape[0], *self.components.shape[1:]).permute(0, 3, 1, 2)
 
     def forward(self, f: Tensor, power: int) -> Tensor:
         channels = self.channels()

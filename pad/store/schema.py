@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from pad.config import Config, from_mapping
+from pad.config import MOST_LATENT, Config, from_mapping
 from pad.errors import PadError, shown
 from pad.images.hashes import unpack
 
@@ -22,7 +22,6 @@ FORMAT = 2  # of config.yaml; a newer one is refused. 1: of the time when there 
 MOST_TEXT = 10_000  # characters
 MOST_NESTED = 16  # lists and mappings in one another
 MOST_LATENTS = 512  # images that fine-tuning can replay; a model keeps 256
-MOST_LATENT = 1e6  # of one number of a latent; they lie near N(0, 1)
 MOST_SCORE = 3e38  # float32
 
 # What settings mean that the recipe of an older model does not name.

@@ -70,11 +70,12 @@ class GeneratorView:
         reference, nearest, latents = self._nearest(x)
         with torch.no_grad(), self.autocast():
             scores = self.similarity.compare(reference, nearest).float().cpu()
-            maps = self.similarity.map(x, nearest.clamp(-1, 1)).float().cpu()
+            shown = nearest.clamp(-1, 1)
+            maps = self.similarity.map(x, shown).float().cpu()
         # What a map says is where; how much is said by the score.
         maps = maps * (scores / maps.mean((1, 2)).clamp_min(1e-12))[:, None, None]
         maps = smooth(maps, self.config.size / 16)
-        return Compared(scores, nearest.clamp(-1, 1).cpu(), maps, latents.flatten(1).cpu())
+        return Compared(scores, shown.cpu(), maps, latents.flatten(1).cpu())
 
     def _nearest(self, x: Tensor) -> tuple[Any, Tensor, Tensor]:
         """What the similarity needs of x; G(z) for z = E(x), drawn into the prior, and refined if the recipe

@@ -46,7 +46,7 @@ class Parts(nn.Module):
     def fit(self, normal: Features) -> None:
         # A row of places at a time: all of them, of thousands of images, would take gigabytes.
         rows = range(self.side)
-        self.mean = torch.stack([normal.local[:, row].float().mean(0) for row in rows]).half()
+        self._centre(normal)
         self.whitening = _whitening(self._some_centred(normal), self.kept)
         covariances, fourth = zip(*(self._moments(normal, row) for row in rows), strict=True)
         shrunk = _shrunk(torch.cat(covariances), torch.cat(fourth), len(normal))
@@ -56,6 +56,16 @@ class Parts(nn.Module):
         lower, upper = torch.tril_indices(self.kept, self.kept)
         self.factors = inverse[:, lower, upper].half()
         self._unpacked = None
+
+    def fit_mean(self, normal: Features, like: Parts) -> None:
+        """Only m_p from n >= 1 images, which are too few for more; their covariances are taken to be those of
+        another kind of images."""
+        self.whitening, self.factors, self._unpacked = like.whitening, like.factors, like.triangles()
+        self._centre(normal)
+
+    def _centre(self, normal: Features) -> None:
+        rows = range(self.side)
+        self.mean = torch.stack([normal.local[:, row].float().mean(0) for row in rows]).half()
 
     def _some_centred(self, normal: Features) -> Tensor:
         """f_p − m_p of at most _SAMPLES places of images, (m, c)."""
@@ -74,7 +84,7 @@ class Parts(nn.Module):
         """d_p, (n, side, side)."""
         z = (features.local.float() - self.mean.float()) @ self.whitening  # (n, side, side, d)
         z = z.flatten(1, 2).permute(1, 2, 0)  # (places, d, n)
-        return (self._triangles() @ z).square().sum(1).sqrt().T.unflatten(1, (self.side, self.side))
+        return (self.triangles() @ z).square().sum(1).sqrt().T.unflatten(1, (self.side, self.side))
 
     def score(self, features: Features) -> Tensor:
         squared = self.distances(features).square().flatten(1)
@@ -83,14 +93,22 @@ class Parts(nn.Module):
     def map(self, features: Features) -> Tensor:
         return self.distances(features)
 
-    def _triangles(self) -> Tensor:
-        """L_p⁻¹, (places, d, d), unpacked once."""
+    def triangles(self) -> Tensor:
+        """L_p⁻¹, (places, d, d), unpacked once; in a graph that is exported by the graph itself, which is
+        four times smaller for it."""
+        if torch.compiler.is_compiling():
+            return self._unpack()
         if self._unpacked is None or self._unpacked.device != self.factors.device:
-            rows, columns = torch.tril_indices(self.kept, self.kept)
-            full = self.factors.new_zeros(len(self.factors), self.kept, self.kept, dtype=torch.float32)
-            full[:, rows, columns] = self.factors.float()
-            self._unpacked = full
+            self._unpacked = self._unpack()
         return self._unpacked
+
+    def _unpack(self) -> Tensor:
+        d = self.kept
+        rows, columns = torch.tril_indices(d, d)
+        place = torch.full((d, d), len(rows))  # above the diagonal, of the zero that is put last
+        place[rows, columns] = torch.arange(len(rows))
+        padded = torch.nn.functional.pad(self.factors, (0, 1))
+        return padded.index_select(1, place.flatten().to(padded.device)).float().unflatten(1, (d, d))
 
 
 def _whitening(x: Tensor, kept: int) -> Tensor:

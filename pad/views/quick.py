@@ -72,7 +72,7 @@ class QuickViews(nn.Module):
     def map(self, features: Features) -> Tensor:
         """Where a picture differs from what is normal there, (n, g, g) float32 >= 0; zero without *parts*."""
         if "parts" not in self.names:
-            return torch.zeros(len(features), 1, 1)
+            return torch.zeros(features.middle.shape[0], 1, 1)
         return cast(Parts, self.views["parts"]).map(features)
 
     @property

@@ -1,0 +1,30 @@
+"""`pad serve MODEL`: the detector behind an HTTP interface."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pad.commands.extras import from_extra
+from pad.commands.requests import request_of
+from pad.detector import Detector
+from pad.serving.request import ServeRequest, token
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Until a signal stops it; what was begun is finished first."""
+    request = request_of(ServeRequest, arguments)
+    server = from_extra("pad.serving.server", "serve")
+    detector = Detector.load(
+        request.model,
+        request.device,
+        request.backbone_weights,
+        request.allow_downloads,
+        request.view_backbone_weights,
+    )
+
+    def tell(url: str, guarded: bool) -> None:
+        kind = "with a token" if guarded else "without a token"
+        print(f"serving {request.model} at {url} ({kind}); Ctrl-C stops it", file=sys.stderr, flush=True)
+
+    return int(server.serve(detector, request, token(), tell))

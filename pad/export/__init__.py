@@ -1,0 +1,1 @@
+"""A detector as one graph for other runtimes: pixels in, verdicts out."""

@@ -1,0 +1,1 @@
+"""A detector that lives: a stream is judged picture by picture, new kinds are proposed, drift is told."""
