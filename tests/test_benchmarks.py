@@ -336,3 +336,19 @@ def test_a_watcher_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     assert results["kills"] == 3
     assert results["pictures"] == 30
     assert "events lost: 0" in done.stdout
+
+
+def test_a_dirty_training_is_measured_and_its_strangers_counted(data_root: Path, tmp_path: Path) -> None:
+    task = f"fashion-mnist:{FASHION_CLASSES.index('ankle-boot')}:{FASHION_CLASSES.index('trouser')}"
+    done = bench("contamination.py", "--data-root", data_root, "--tasks", task, "--shares", 0, 0.1,
+                 "--images", 120, "--draws", 1, "--device", "cpu", "--out", "c.json", "--markdown", "c.md",
+                 cwd=tmp_path)  # fmt: skip
+    results = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["results"]
+    dirty = {row["contamination"]: row for row in results if row["share"] and "contamination" in row}
+    assert set(dirty) == {None, 0.0, 0.1}
+    assert [dirty[s]["left_out"] for s in (0.0, 0.1)] == [0, 12]
+    assert dirty[None]["left_out"] == dirty[None]["strangers_left_out"] == 12
+    assert min(dirty[None]["roc_auc"], dirty[0.1]["roc_auc"]) > dirty[0.0]["roc_auc"]
+    assert next(row["ranked"] for row in results if "ranked" in row) == 1
+    assert "strangers among the first of the ranking" in done.stdout
+    assert (tmp_path / "c.md").read_text(encoding="utf-8").count("\n| fashion-mnist") == 2
