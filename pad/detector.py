@@ -7,6 +7,7 @@ The views are the generator's A(x) = rho(x, G(E(x))) (pad/views/generator.py) an
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -36,8 +37,15 @@ from pad.judging.map_scale import MapScale, scale_of
 from pad.judging.rows import make_row
 from pad.latents import kept_latents
 from pad.networks import build_networks
-from pad.showing.explanation import EXPLAINED_AT_ONCE, Explanation, make_explanation, pictures_of
+from pad.showing.explanation import (
+    EXPLAINED_AT_ONCE,
+    Explanation,
+    html_picture,
+    make_explanation,
+    pictures_of,
+)
 from pad.showing.model_card import model_card
+from pad.showing.pictures import to_picture
 from pad.similarity.build import build_similarity
 from pad.store.hub import resolve_model
 from pad.store.model_folder import read_model, write_model
@@ -56,6 +64,7 @@ _NOT_OF_THE_CARD = ("format", "recipe", "backbone", "view_backbone")  # in confi
 _FUSION = ("fusion.mean", "fusion.deviation", "fusion.weights")  # in model.safetensors
 MAP_SIDE = 64  # pixels of the maps that the quick views make
 EXPLAINED_IMAGES = 256  # which say what the generator is worth
+_SHOWN = 8  # normal images in a notebook
 _PLACED = 32  # numbers that place an image in a map of images, where there is no latent
 
 
@@ -98,15 +107,33 @@ class Detector:
             quick.backbone.to(device).to(memory_format=torch.channels_last)
 
     def __repr__(self) -> str:
+        return f"<pad.Detector: {'; '.join(f'{name} {text}' for name, text in self._described().items())}>"
+
+    def _described(self) -> dict[str, str]:
+        """What it is, in words."""
         config, data = self.config, self.card.get("data", {})
         kind = "grey" if config.channels == 1 else "colour"
-        said = [f"views {'+'.join(self.views)}", f"pictures read at {config.input_side}x{config.input_side}"]
-        said[1] += f" in {kind}" + (f", in tiles of {config.tile} pixels" if config.tile else "")
+        read = f"{config.input_side}x{config.input_side} in {kind}"
+        said = {
+            "views": "+".join(self.views),
+            "pictures read at": f"{read}, in tiles of {config.tile} pixels" if config.tile else read,
+        }
         if isinstance(data, Mapping) and "images" in data:
-            said.append(f"trained on {data['images']} images of {shown(data.get('source'))}")
+            said["trained on"] = f"{data['images']} images of {shown(data.get('source'))}"
         count = 0 if self.calibration is None else len(self.calibration)
-        said.append(f"calibrated on {count}" if count else "not calibrated")
-        return f"<pad.Detector: {'; '.join([*said, str(self.device)])}>"
+        said["calibrated on"] = f"{count} images" if count else "nothing yet"
+        return {**said, "on": str(self.device)}
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what it is, and some images that are normal to it."""
+        rows = [f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>"
+                for name, text in self._described().items()]  # fmt: skip
+        pictures = () if self.quick is None else self.quick.kept.pictures[:_SHOWN]
+        kept = "".join(
+            html_picture(to_picture(picture / 127.5 - 1), "a normal image that the model keeps")
+            for picture in pictures
+        )
+        return f"<table>{''.join(rows)}</table><div>{kept}</div>"
 
     @property
     def views(self) -> tuple[str, ...]:

@@ -1,12 +1,14 @@
-"""Progress bars on a terminal."""
+"""Progress bars on a terminal and in notebooks."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 def progress_bar(total: int | None, what: str, unit: str, shown: bool) -> Any:
     """A bar of tqdm that goes when it is done; shown only if asked for, and not in a pipe."""
-    return tqdm(total=total, desc=what, unit=unit, disable=None if shown else True, leave=False)
+    disabled = None if shown and "ipykernel" not in sys.modules else not shown  # None: unless on a terminal
+    return tqdm(total=total, desc=what, unit=unit, disable=disabled, leave=False)

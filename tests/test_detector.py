@@ -11,11 +11,10 @@ from PIL import Image
 
 import pad
 from pad.config import Config
-from pad.detector import smooth
 from pad.errors import PadError
 from pad.images.resolve import resolve
 from pad.images.stream import load_all
-from pad.views.generator import GeneratorView
+from pad.views.generator import GeneratorView, smooth
 
 SMALL = {
     "views": ["generator"],

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 from PIL import Image
 
@@ -15,7 +17,8 @@ import pad
 from pad.watching.state import State
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted(path.name for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".sh"))
+KINDS = (".py", ".sh", ".ipynb")
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").iterdir() if path.suffix in KINDS)
 
 
 def run(name: str, *words: object) -> str:
@@ -85,6 +88,21 @@ def test_explanations(fashion: Path, tmp_path: Path) -> None:
     for path in pictures:
         with Image.open(path) as picture:
             assert picture.width > 3 * 28
+
+
+def test_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "examples" / "notebook.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    done = nbclient.NotebookClient(notebook, timeout=250, kernel_name="python3").execute(
+        cwd=str(ROOT / "examples")
+    )
+    shown = [output.get("data", {}) for cell in done.cells for output in cell.get("outputs", ())]
+    pages = [data["text/html"] for data in shown if "text/html" in data]
+    assert "whole+middle+parts" in pages[0]  # the detector
+    assert "<th>p_value</th>" in pages[1]  # the table
+    assert 'src="data:image/png;base64,' in pages[2]  # the explanation
+    assert shown[-1]["text/plain"].startswith("array([")
 
 
 def test_stream(fashion: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import shutil
 import subprocess
 import sys
@@ -136,8 +138,27 @@ def test_repr_tells(detector: pad.Detector, fashion: Path) -> None:
     assert "whole+middle+parts" in text
     assert "28x28 in grey" in text or "32x32 in grey" in text
     assert "trained on 60 images" in text
-    assert "calibrated on 60" in text
+    assert "calibrated on 60 images" in text
     assert "in colour" in repr(pad.load("zoo:patches/retina", device="cpu"))
+
+
+def test_notebooks_show_pictures(
+    detector: pad.Detector, bags: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explanation = detector.explain(bags[:1])[0]
+    shown = explanation._repr_html_()
+    content = base64.b64decode(shown.partition("base64,")[2].partition('"')[0])
+    with Image.open(io.BytesIO(content)) as picture:
+        expected = explanation.montage()
+        assert picture.size == expected.size
+        assert picture.tobytes() == expected.tobytes()
+    assert f"score {explanation.score:.4g}" in shown
+    said = detector._repr_html_()
+    assert said.count("data:image/png") == min(8, detector.config.keep_normals)
+    assert "<td>60 images of" in said
+    monkeypatch.setitem(detector.card["data"], "source", "<script>x</script>")
+    assert "<script>" not in detector._repr_html_()
+    assert "trained on 60 images" in repr(detector)
 
 
 def test_fine_tuning_of_quick_views_in_python(

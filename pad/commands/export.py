@@ -39,7 +39,10 @@ def export(arguments: argparse.Namespace) -> int:
         arguments.view_backbone_weights,
         "float32",
     )
-    model = to_onnx(detector, arguments.model, fingerprint(folder), arguments.opset)
+    # Of a folder its name: where it lies on this machine is nobody's business.
+    shared = arguments.model.startswith(("zoo:", "hf-hub:"))
+    name = arguments.model if shared else Path(arguments.model).resolve().name
+    model = to_onnx(detector, name, fingerprint(folder), arguments.opset)
     with tempfile.TemporaryDirectory() as place:
         trial = Path(place) / out.name
         write_onnx(model, trial)

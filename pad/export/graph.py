@@ -58,7 +58,6 @@ class Graph(nn.Module):
             detector.generator.similarity.freeze()
             parts += [detector.generator.networks, detector.generator.similarity]
         if detector.quick is not None:
-            detector.quick.freeze()
             parts += [detector.quick, detector.quick.backbone]
         self.parts = nn.ModuleList(parts)
         self.register_buffer("calibration", torch.from_numpy(detector.calibrated().scores).float())

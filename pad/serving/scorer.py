@@ -20,8 +20,7 @@ from torch import Tensor
 
 from pad.detector import Detector
 from pad.errors import PadError
-from pad.images.decode import ImageError, read_image
-from pad.images.read import IMAGE_FORMATS
+from pad.images.read import IMAGE_FORMATS, ImageError, read_image
 from pad.images.tiles import Pictures, as_seen
 from pad.judging.rows import Row, make_row
 from pad.serving.request import ServeRequest

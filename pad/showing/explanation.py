@@ -5,7 +5,10 @@ Everything here works on pictures and arrays; what the model computes comes in a
 
 from __future__ import annotations
 
+import base64
 import functools
+import html
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,6 +75,10 @@ class Explanation:
     def montage(self) -> Image.Image:
         """Input, nearest normal image and map side by side, with captions."""
         return montage(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the montage."""
+        return html_picture(self.montage(), ", ".join(_said(self.score, self.p_value, self.verdict, ())))
 
     def pictures(self, label: str = "") -> dict[str, Image.Image]:
         """`montage`, `overlay` and `annotated`, by name."""
@@ -257,6 +264,14 @@ def montage(explanation: Explanation, side: int = 512) -> Image.Image:
         page.paste(picture, (left, caption))
     page.paste(bar, (0, caption + height + gap))
     return page
+
+
+def html_picture(picture: Image.Image, text: str) -> str:
+    """An `img` element that holds the picture itself; `text` says what it shows."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    content = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img alt="{html.escape(text)}" style="max-width:100%" src="data:image/png;base64,{content}">'
 
 
 def write_pictures(pictures: Mapping[str, Image.Image], folder: Path, index: int, path: str) -> Path:

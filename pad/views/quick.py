@@ -89,11 +89,6 @@ class QuickViews(nn.Module):
         gaussian = cast(Gaussian, cast(Whole, self.views["whole"]).gaussians[-1])
         return (features.deep[-1] - gaussian.mean) @ gaussian.directions.float().T
 
-    def freeze(self) -> None:
-        """Unpacks what is packed, for a graph that is exported."""
-        if "parts" in self.names:
-            cast(Parts, self.views["parts"]).triangles()
-
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Takes a saved state, whatever the number of directions of its Gaussians and of the images that it
         keeps. Raises PadError for one that is not of these views: a model may come from a stranger."""

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Protocol
 from PIL import Image
 
 from pad.errors import PadError, printable
-from pad.images.decode import ImageError, read_image
+from pad.images.read import ImageError, read_image
 from pad.images.resolve import counts_as_image
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pad.detector import Detector
 from pad.errors import PadError
-from pad.images.decode import ImageError
+from pad.images.read import ImageError
 from pad.images.tiles import as_seen
 from pad.judging.calibration import Calibration
 from pad.judging.rows import ANOMALY, NORMAL
