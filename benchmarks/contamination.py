@@ -28,8 +28,10 @@ from sklearn.metrics import roc_auc_score
 from pad.detector import Detector
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
+from pad.judging.calibration import Calibration
+from pad.judging.fusion import Fusion
 from pad.learning.cleaning import judged
-from pad.learning.quick import Looked, calibrate_quick, fit_quick, look, quick_of
+from pad.learning.quick import Looked, fit_quick, look, quick_of
 from pad.views.features import Features, joined_features
 
 TASKS = ["dogs-cats:dog:cat", "dogs-cats:cat:dog"]
@@ -100,16 +102,16 @@ def trained(
 ) -> dict[str, Any]:
     """What a model fitted and calibrated on `train` is worth on normal and strange test images."""
     detector.config = detector.config.replace(contamination=contamination, seed=seed)
-    found = fit_quick(detector, train)
-    calibrate_quick(detector, train, found)
-    assert detector.calibration is not None
-    normal, strange = (detector.fused(quick_of(detector).scores(test)).double().numpy() for test in tests)
+    quick, found = quick_of(detector), fit_quick(detector, train)
+    fusion = Fusion.fit(quick.names, found.scores[found.belonging], likeness=quick.likeness)
+    calibration = Calibration(fusion.fuse(found.scores[found.calibrating]).astype(np.float64))
+    normal, strange = (fusion.fuse(quick.scores(test).numpy()).astype(np.float64) for test in tests)
     labels = np.repeat([0, 1], [len(normal), len(strange)])
     left_out = ~found.belonging
     return {
         "roc_auc": float(roc_auc_score(labels, np.concatenate([normal, strange]))),
-        "false_alarms": float((detector.calibration.p_values(normal) <= RATE).mean()),
-        "found": float((detector.calibration.p_values(strange) <= RATE).mean()),
+        "false_alarms": float((calibration.p_values(normal) <= RATE).mean()),
+        "found": float((calibration.p_values(strange) <= RATE).mean()),
         "left_out": int(left_out.sum()),
         "strangers_left_out": int((left_out & is_strange).sum()),
     }

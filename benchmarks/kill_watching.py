@@ -61,12 +61,14 @@ def run(arguments: argparse.Namespace) -> int:
         coming.start()
         kills, lives = 0, []
         while kills < arguments.kills:
-            # Half of the lives end while the watcher starts, half while it judges.
-            life = chance.uniform(0, 8)
             process = _start(model, work, once=False)
-            begun = time.monotonic()
-            while process.poll() is None and time.monotonic() - begun < life:
-                time.sleep(0.005)
+            if chance.random() < 0.25:  # while it starts
+                time.sleep(chance.uniform(0, 4))
+            else:  # while it judges
+                known, limit = _events(work / "state"), time.monotonic() + 60
+                while _events(work / "state") == known and coming.is_alive() and time.monotonic() < limit:
+                    time.sleep(0.002)
+                time.sleep(chance.uniform(0, 0.3))
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
@@ -75,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         while _start(model, work, once=True).wait() != 0:
             pass
         found = _compare(work)
-    results = {"kills": kills, "lives that judged something": len(set(lives)), **found}
+    results = {"kills": kills, "lives that judged something": len(set(lives) - {0}), **found}
     write_json(arguments.out, {**origin, "seed": arguments.seed, "results": results})
     for name, value in results.items():
         print(f"{name}: {value}")

@@ -41,6 +41,7 @@ FPR = 0.05
 SHARE = 5  # every fifth is of the new kind
 STRANGERS = 0.05
 DARKER = 0.8
+PARTS = ("adoption", "never", "drift")
 
 
 class Watched:
@@ -252,6 +253,7 @@ def main() -> None:
     parser.add_argument("--fit", type=int, default=200, help="normal pictures that the model is fitted on")
     parser.add_argument("--new-pictures", type=int, default=150, help="of the new kind")
     parser.add_argument("--streams", type=int, default=200, help="without drift")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("stream.json"), metavar="FILE")
@@ -277,9 +279,12 @@ def run(arguments: argparse.Namespace) -> None:
             f"fitted on {arguments.fit} in {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True
         )
         others = [normal[i] for i in order[arguments.fit :]]
-        results["adoption"] = adoption(arguments, work / "model", others, work / "ask")
-        results["never"] = never(arguments, work / "model", work / "never")
-        results["drift"] = drift(arguments, work / "model", others, work / "drift")
+        if "adoption" in arguments.parts:
+            results["adoption"] = adoption(arguments, work / "model", others, work / "ask")
+        if "never" in arguments.parts:
+            results["never"] = never(arguments, work / "model", work / "never")
+        if "drift" in arguments.parts:
+            results["drift"] = drift(arguments, work / "model", others, work / "drift")
     write_json(arguments.out, {**origin, "seed": arguments.seed, "results": results})
     rows = [
         [f"{part}: {name}", _cell(value)]

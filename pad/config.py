@@ -318,7 +318,8 @@ def check(config: Config) -> None:
          f"null, or, with views besides the generator, a side from 32 to {MOST_TILE:,} pixels")  # fmt: skip
     need(config.contamination is None or 0 <= config.contamination <= MOST_STRANGERS, "contamination",
          f"null or a share from 0 to {MOST_STRANGERS:g}")  # fmt: skip
-    need(not config.contamination or config.tile is None, "contamination", "null or 0, where there are tiles")
+    need(not config.contamination or (config.tile is None and bool(config.quick_views)), "contamination",
+         "null or 0, where there are tiles or no views besides the generator")  # fmt: skip
     need(config.input_size is None or size <= config.input_size <= MOST_SEEN, "input_size",
          f"null, or a side from {size} to {MOST_SEEN} pixels")  # fmt: skip
     need(0 <= config.keep_normals <= MOST_KEPT, "keep_normals", f"a whole number from 0 to {MOST_KEPT:,}")

@@ -321,3 +321,35 @@ def test_mutated_images_are_the_same_each_time_and_faults_are_seen(tmp_path: Pat
     (out / "scores.csv").unlink()
     lines[1] = f"{files[0]},,,,"
     assert faults() == {"lost rows": 2}
+
+
+def test_a_stream_is_shown_and_told(fashion: Path, tmp_path: Path) -> None:
+    normal = [fashion / "train" / "ankle-boot", fashion / "test" / "normal"]
+    others = [fashion / "test" / "bag", fashion / "test" / "sandal"]
+    words = ["--normal", *normal, "--new", fashion / "test" / "trouser", "--strangers", *others, "--fit", 100]
+    done = bench("stream.py", *words, "--streams", 8, "--out", "s.json", "--markdown", "s.md", cwd=tmp_path)
+    assert "new kind shown until proposed" in done.stdout
+    results = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))["results"]
+    assert results["adoption"]["new kind flagged before"] >= 0.8
+    assert results["adoption"]["of them of the new kind"] >= 10
+    assert results["adoption"]["new kind after"] > 0
+    assert results["never"] == {**results["never"], "versions": 1, "proposals": 0}
+    assert results["drift"]["streams without drift"] == 8
+    assert str(tmp_path) not in (tmp_path / "s.md").read_text(encoding="utf-8")
+
+
+def test_a_service_under_load_and_nonsense(tmp_path: Path) -> None:
+    words = ["--clients", 4, "--seconds", 1, "--mutated", 30, "--rounds", 1, "--out", "s.json"]
+    bench("serve.py", *words, cwd=tmp_path)
+    results = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))["results"]
+    assert set(results["load"]["answers"]) == {"right"}
+    assert results["nonsense"]["500 and above"] == 0
+    assert results["throughput"]["share"] > 0
+
+
+def test_a_watcher_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    done = bench("kill_watching.py", "--kills", 3, "--pictures", 30, "--out", "k.json", cwd=tmp_path)
+    results = json.loads((tmp_path / "k.json").read_text(encoding="utf-8"))["results"]
+    assert results["kills"] == 3
+    assert results["pictures"] == 30
+    assert "events lost: 0" in done.stdout

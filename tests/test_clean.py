@@ -131,6 +131,8 @@ def test_a_share_is_one_of_less_than_half_and_not_of_tiles() -> None:
         from_mapping({"contamination": "much"})
     with pytest.raises(PadError, match="where there are tiles"):
         Config(contamination=0.1, tile=64, views=("whole",), steps=0)
+    with pytest.raises(PadError, match="no views besides the generator"):
+        Config(contamination=0.1)
 
 
 # Training
@@ -154,6 +156,9 @@ def test_a_training_leaves_out_what_stands_apart_but_calibrates_on_all(dirty: Pa
     told, calibration, said = trained(dirty, tmp_path / "told", "contamination=0.1")
     assert "apart" not in said
     assert (told["data"]["apart"], len(calibration["scores"])) == (13, 119)
+    dry = run("train", "--data", dirty, "--out", tmp_path / "dry", "--steps", 0, "--dry-run", "--set",
+              "contamination=0.1").stdout  # fmt: skip
+    assert "false-alarm rates can be held from --fpr 0.0083" in dry
 
 
 def test_beside_a_generator_strangers_are_left_out_of_the_quick_views(dirty: Path, tmp_path: Path) -> None:
@@ -188,7 +193,7 @@ def test_strangers_are_flagged_by_a_model_that_was_told_of_them(
 def test_a_new_normal_that_comes_to_an_old_one_is_no_stranger(
     dirty: Path, boots: Path, tmp_path: Path
 ) -> None:
-    trained(boots, tmp_path / "old")
+    trained(boots, tmp_path / "old", "contamination=0.1")
     run("train", "--from", tmp_path / "old", "--data", dirty / "more", "--replay", boots, "--out",
         tmp_path / "both", "--steps", 0, "--device", "cpu")  # fmt: skip
     config = yaml.safe_load((tmp_path / "both" / "model" / "config.yaml").read_text())

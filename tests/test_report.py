@@ -355,6 +355,9 @@ def test_a_region_of_the_map_filters_the_gallery(opened):
 @pytest.mark.browser
 def test_no_request_leaves_the_file_and_no_error_is_logged(opened):
     browser, _, folder = opened
+    browser.execute_script(
+        "document.querySelector('.item')?.scrollIntoView()"
+    )  # what is not seen is not drawn
     until = time.monotonic() + 30  # the gallery is drawn after the page, a picture after its place
     shown = "return document.images.length > 6 && [...document.images].every((i) => i.complete)"
     while not browser.execute_script(shown) and time.monotonic() < until:
@@ -373,16 +376,23 @@ def test_no_request_leaves_the_file_and_no_error_is_logged(opened):
 
 
 def write_scores_of(
-    path: Path, scores: list[float], calibrated: int, fpr: float = 0.05, **options: object
+    path: Path,
+    scores: list[float],
+    calibrated: int,
+    fpr: float = 0.05,
+    views: list[dict[str, float]] | None = None,
+    **options: object,
 ) -> None:
-    """A report of pictures of 300x200 pixels with these scores; calibrated on so many."""
+    """A report of pictures of 300x200 pixels with these scores and p-values in the views; calibrated on so
+    many."""
     rng = np.random.default_rng(0)
     calibration = Calibration(rng.gamma(20, 0.05, calibrated)) if calibrated else None
     rows = []
     with ReportWriter(path, calibration=calibration, fpr=fpr, config=Config(size=32, channels=1),
                       **{"scale": MapScale(0.5, 2.0), **options}) as report:  # fmt: skip
         for i, score in enumerate(scores):
-            rows.append(make_row(f"images/{i}.png", score, calibration, fpr))
+            of_views = views[i] if views else {}
+            rows.append(make_row(f"images/{i}.png", score, calibration, fpr, views=of_views))
             report.add(
                 rows[-1], texture(rng, 300, 200), np.zeros((1, 32, 32)), np.ones((32, 32)), rng.normal(size=8)
             )
@@ -495,6 +505,24 @@ def test_a_few_extreme_scores_do_not_squash_the_rest(
 
 def rng_scores(count: int) -> list[float]:
     return [float(np.float32(s)) for s in np.random.default_rng(1).gamma(20, 0.05, count)]
+
+
+@pytest.mark.browser
+def test_the_views_that_speak_are_named(browser, tmp_path: Path):
+    views = [{"whole": 0.5, "parts": 0.01}, {"whole": 0.25, "parts": 0.25}, {"whole": 0.04, "parts": 0.7}]
+    write_scores_of(tmp_path / "r.html", [3.0, 1.0, 2.0], 20, views=views)
+    assert data_of((tmp_path / "r.html").read_text("utf-8"))["views"] == {
+        "whole": [0.5, 0.04, 0.25], "parts": [0.01, 0.7, 0.25]
+    }  # fmt: skip
+    browser.get((tmp_path / "r.html").as_uri())
+    facts = browser.find_element("id", "facts").text
+    assert "by parts\np 0.01 · speaks\nby whole\np 0.5\n" in facts
+    browser.find_element("id", "next").click()
+    assert "by whole\np 0.04 · speaks" in browser.find_element("id", "facts").text
+    write_scores_of(tmp_path / "r.html", [3.0], 20, views=[{"whole": 0.5}])
+    assert (
+        data_of((tmp_path / "r.html").read_text("utf-8"))["views"] is None
+    )  # of one there is nothing to say
 
 
 @pytest.mark.browser

@@ -180,7 +180,7 @@ def judged(detector: Detector, looked: Looked) -> tuple[list[float], Tensor]:
     views = out_of_fold_scores(quick, looked.features, looked.hashes, seed, teaching=~left_out)
     fit_on(detector, looked, ~left_out)
     if len(detector.views) > 1:
-        detector.fusion = Fusion.fit(detector.views, views[~left_out].numpy())
+        detector.fusion = Fusion.fit(detector.views, views[~left_out].numpy(), likeness=quick.likeness)
     return detector.fused(views).tolist(), strangers
 
 

@@ -83,10 +83,14 @@ class Plan:
     @property
     def judges(self) -> int:
         """How many images will calibrate, if all can be read."""
-        if not self.config.has_generator:
-            return min(len(self.training), most_fitted(self.config))
-        count = len(self.calibration)
-        return min(count, most_fitted(self.config) // 2) if self.config.quick_views else count
+        most = most_fitted(self.config)
+        if self.config.has_generator:
+            count = (
+                min(len(self.calibration), most // 2) if self.config.quick_views else len(self.calibration)
+            )
+        else:
+            count = min(len(self.training), most)
+        return count - round((self.config.contamination or 0) * count)
 
 
 @contextmanager
@@ -253,6 +257,7 @@ def fresh_config(
     steps = max(round(FINE_TUNING_SHARE * start.config.steps), min(FINE_TUNING_STEPS, start.config.steps))
     # In so few steps the critics, which are as they were, add time and nothing that was measurable.
     values = {**to_mapping(start.config), "steps": steps, "warm_up": 1.0, "critic_head_start": 0.0}
+    values["contamination"] = None  # that of other images
     return from_mapping({**values, **(load_recipe(name) if name else {}), **settings})
 
 

@@ -226,6 +226,7 @@ class ReportWriter:
             "labels": [-1 if r.anomalous is None else int(r.anomalous) for r in rows] if labelled else None,
             "kinds": kinds,
             "kind": [position.get(_label(row), -1) for row in rows] if labelled else None,
+            "views": self._views(rows),
             "calibration": self._calibration.to_dict()["scores"] if self._calibration else [],
             "threshold": summary["threshold"],
             "fpr": self._fpr,
@@ -243,6 +244,17 @@ class ReportWriter:
             "axes": axes,
             "per_block": _PER_BLOCK,
             "mime": "data:image/webp;base64,",
+        }
+
+    @staticmethod
+    def _views(rows: Sequence[Row]) -> dict[str, list[float | None]] | None:
+        """The p-values in each view, by its name; None of a single view, or without a calibration."""
+        names = list(dict.fromkeys(name for row in rows for name in row.views))
+        if len(names) < 2:
+            return None
+        return {
+            name: [float(f"{row.views[name]:.4g}") if name in row.views else None for row in rows]
+            for name in names
         }
 
     def _note(self) -> str | None:

@@ -13,14 +13,16 @@ Of the view *parts* a new kind has its own mean at each place, and the model's c
 say nothing of those, and seconds would pass. *Whole* and *middle* are fitted on the accepted pictures alone.
 
 With n accepted pictures each of which is scored by a fit without it, p_k is conformal
-(pad/judging/calibration.py) where n is large enough for the rate asked. A dozen are not: 5 % takes 19. Then
-the fused score, a logarithm, is taken for normally distributed, and p_k is that of Student's prediction of
-one more,
+(pad/judging/calibration.py) where n is large enough for the rate asked; a dozen are not, 5 % takes 19. Then,
+and as a lower bound besides, the fused score, a logarithm, is taken for normally distributed, and p_k is the
+upper limit, with a confidence of SURE, of the probability that a picture of the kind scores as high (Owen,
+1968):
 
-    p_k(x) = 1 − T_{n−1}((A(x) − m) / (s (1 + 1/n)^(1/2)))
+    p_k(x) = Φ̄(δ / √n),    T_{n−1}(z √n; δ) = SURE,    z = (A(x) − m) / s
 
-m and s being mean and deviation over the n. That is an estimate, no guarantee; and so is either as far as
-accepted pictures differ from those to come, having been flagged and being alike.
+T is the noncentral t distribution, m and s are mean and deviation over the n. That is an estimate, no
+guarantee: accepted pictures have been flagged, and are alike, so that those to come differ more; a limit
+instead of the likeliest value makes up for that, as far as was measured.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from pad.views.quick import QuickViews
 
 FOLDS = 6
 OUTLIER = 3.5
+SURE = 0.9
 
 
 class NewNormal:
@@ -53,9 +56,13 @@ class NewNormal:
     def __init__(self, accepted: Features, views: QuickViews, fpr: float) -> None:
         self.views = QuickViews(views.names, views.backbone)
         scores = self._out_of_fold(accepted, views)
+        alike = _alike(Fusion.fit(views.names, scores, likeness=views.likeness).fuse(scores))
+        if not alike.all():
+            accepted = accepted.take(torch.from_numpy(alike))
+            scores = self._out_of_fold(accepted, views)
         self._fit(accepted, views)
         self.fusion = Fusion.fit(views.names, scores, likeness=views.likeness)
-        fused = _without_outliers(self.fusion.fuse(scores).astype(np.float64))
+        fused = self.fusion.fuse(scores).astype(np.float64)
         self.size = len(fused)
         self.mean, self.deviation = float(fused.mean()), max(float(fused.std(ddof=1)), 1e-6)
         self.calibration = Calibration(fused)
@@ -80,18 +87,19 @@ class NewNormal:
 
     def p_values(self, features: Features) -> NDArray[np.float64]:
         """p_k, (n,) in (0, 1]."""
-        from scipy.stats import t
+        from scipy.special import nctdtrinc, ndtr
 
         fused = self.fusion.fuse(self.views.scores(features).numpy()).astype(np.float64)
-        spread = self.deviation * math.sqrt(1 + 1 / self.size)
-        predicted = t.sf((fused - self.mean) / spread, self.size - 1).clip(1e-12, 1.0)
-        return np.maximum(predicted, self.calibration.p_values(fused)) if self.holds else predicted
+        root = math.sqrt(self.size)
+        beyond = nctdtrinc(self.size - 1, SURE, (fused - self.mean) / self.deviation * root)
+        limit = np.nan_to_num(ndtr(-beyond / root), nan=0.0).clip(1e-12, 1.0)  # what cannot be had flags
+        return np.maximum(limit, self.calibration.p_values(fused)) if self.holds else limit
 
 
-def _without_outliers(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Without those far above the others: pictures that came to be accepted by mistake, each of which would
-    let in whatever is as strange. Far is what lies OUTLIER deviations above the median, by the median
-    absolute deviation (Iglewicz and Hoaglin, 1993)."""
+def _alike(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which of some pictures are not far above the others, (n,): those came to be accepted by mistake, and
+    each would let in whatever is as strange. Far is what lies OUTLIER deviations above the median, by the
+    median absolute deviation (Iglewicz and Hoaglin, 1993)."""
     median = np.median(scores)
     deviation = 1.4826 * np.median(np.abs(scores - median))
-    return scores[scores <= median + OUTLIER * max(float(deviation), 1e-6)]
+    return scores <= median + OUTLIER * max(float(deviation), 1e-6)

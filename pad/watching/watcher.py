@@ -39,6 +39,7 @@ AT_ONCE = 8  # pictures judged at a time, so that no decision waits long
 WAIT = 0.2  # seconds for a picture, after which decisions are looked for
 SNAPSHOT_EVERY = 1000  # events
 KEEP_EVERY = 500  # events between two looks at what is too old
+MOST_OPEN = 50  # proposals that wait for a decision; beyond, flagged pictures stay in the buffer
 _RETRY = 15.0  # seconds, at most, between attempts to write to a full disk
 
 Result = TypeVar("Result")
@@ -295,7 +296,7 @@ class Watcher:
             self._needs_reload = True
 
     def _propose(self) -> None:
-        if not self._buffer:
+        if not self._buffer or len(self.state.proposals(OPEN)) >= MOST_OPEN:
             return
         flagged = torch.stack([vector for _, vector in self._buffer])
         taken: set[int] = set()

@@ -556,13 +556,19 @@
     if (calibrated) {
       const below = calibration.length - atLeast(calibration, scores[i]);
       facts.push(["p-value", number(pValue(scores[i]))],
-        ["higher than", `${below} of ${calibration.length} calibration images`]);
+        ["higher than", `${below} of ${calibration.length} calibration images`], ...ofViews(i));
     }
     if (labelled && labels[i] >= 0) facts.push(["label", `${kinds[kind[i]]} (${labels[i] ? "anomalous" : "normal"})`]);
     facts.push(["rank", `${i + 1} of ${count}`]);
     const [width, height] = data.sizes[i];
     if (width) facts.push(["picture", `${width} × ${height} px`], ["the model sees", seen(width, height)]);
     $("facts").replaceChildren(...facts.flatMap(([a, b]) => [el("dt", {}, a), el("dd", {}, b)]));
+  }
+  /* How unusual the image is in each view by itself; those of the smallest p-value speak. */
+  function ofViews(i) {
+    const known = Object.entries(data.views || {}).map(([name, p]) => [name, p[i]]).filter(([, p]) => p !== null);
+    const least = Math.min(...known.map(([, p]) => p));
+    return known.map(([name, p]) => [`by ${name}`, p === least ? `p ${number(p)} · speaks` : `p ${number(p)}`]);
   }
   /* Which part of a picture goes into the model, and as what: pad/images/geometry.py in words. */
   function seen(width, height) {
