@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=20, help="of one picture")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--markdown", type=Path, help="also write the results as a page")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of ONNX Runtime (pad/exported.py)
@@ -132,8 +133,47 @@ def main() -> None:
         runtime = {"onnxruntime": onnxruntime.__version__}
         content = {**provenance("cpu"), "runtime": runtime, "batch": BATCH, "threads": 1, "models": models}
         file.write((json.dumps(content, indent=2) + "\n").encode())
-    for entry in models:
-        print(json.dumps(entry))
+    if args.markdown:
+        with atomic(args.markdown) as file:
+            file.write(page(content).encode())
+
+
+def page(content: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    versions = content["versions"]
+    commit, torch_version = versions.get("commit", "?"), versions["torch"]
+    lines = [
+        f"`{content['command']}`  ",
+        f"commit {commit}, torch {torch_version}, ONNX Runtime {content['runtime']['onnxruntime']}, "
+        f"{content['hardware']}, one thread.",
+        "",
+        "Against `pad` in single precision, on pictures of many sizes; differences of scores are shares of "
+        "the score (of a fused one, which is a logarithm, of 1 where it is less).",
+        "",
+        "| model | views | MB | pictures (sizes) | p-values equal | largest difference | median "
+        "| above 1e-4 |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for entry in content["models"]:
+        of = entry["parity"]
+        lines.append(
+            f"| {entry['model']} | {', '.join(entry['views'])} | {entry['megabytes']} | {of['images']:,} "
+            f"({of['sizes']}) | {of['equal_p_values']:,} | {of['largest_difference']:.1e} | "
+            f"{of['median_difference']:.1e} | {of['above_1e-4']} |"
+        )
+    lines += [
+        "",
+        "| one picture in ms; pictures/s at 32 | pixels | graph | with map and nearest normal "
+        "| `pad`, float32 | `pad`, as it computes here |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for entry in content["models"]:
+        cells = [
+            f"{entry[name]['milliseconds']:.1f}; {entry[name]['images_per_second']:.0f}"
+            for name in ("onnx", "onnx_explained", "pad_float32", "pad")
+        ]
+        lines.append(f"| {entry['model']} | {entry['timed_at']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -124,6 +124,8 @@ class PadDetector(OutlierMixin, BaseEstimator):
         elif hasattr(X, "to_numpy"):  # a column of a DataFrame: of paths, say
             X = X.to_numpy()
         if isinstance(X, np.ndarray) and X.dtype.kind in "OU":
+            if X.size != len(X):
+                raise ValueError(f"X holds {X.shape[1]} columns; give the one of the images")
             return list(X.ravel())
         if self.value_range is None or not isinstance(X, np.ndarray):
             return X

@@ -235,6 +235,23 @@ def test_contrast_needs_two_images(boots: Path, tmp_path: Path) -> None:
     assert "at least two" in done.stderr
 
 
+def test_exported_graphs_are_compared_and_timed(fashion: Path, photographs: Path, tmp_path: Path) -> None:
+    bench(
+        "export.py", "--models", "zoo:digits/three", "--data", fashion / "test", photographs, "--images", 8,
+        "--repeats", 2, "--out", "export.json", "--markdown", "export.md", cwd=tmp_path,
+    )  # fmt: skip
+    [entry] = json.loads((tmp_path / "export.json").read_text())["models"]
+    assert entry["parity"]["images"] == entry["parity"]["equal_p_values"] == 8
+    assert entry["parity"]["median_difference"] < 1e-5
+    assert entry["parity"]["sizes"] >= 5
+    assert all(
+        entry[name]["images_per_second"] > 0 for name in ("onnx", "onnx_explained", "pad", "pad_float32")
+    )
+    page = (tmp_path / "export.md").read_text()
+    assert "| zoo:digits/three | generator |" in page
+    assert f"{entry['parity']['largest_difference']:.1e}" in page
+
+
 def test_promise_from_scores(tmp_path: Path) -> None:
     """Of exchangeable scores what is found is what is expected; of ones that drift it is too many."""
     random = np.random.default_rng(0)

@@ -84,6 +84,10 @@ def test_arrays_paths_and_columns_are_the_same(fitted: PadDetector, bags: list[s
     )
     for images in others:
         np.testing.assert_array_equal(fitted.score_samples(images), scores)
+    table = pandas.DataFrame({"image": bags, "day": ["Monday"] * len(bags)})
+    np.testing.assert_array_equal(fitted.score_samples(table[["image"]]), scores)
+    with pytest.raises(ValueError, match="2 columns"):
+        fitted.predict(table)
     unit = PadDetector(**QUICK, value_range=(0, 1))
     unit.__dict__ |= {"detector_": fitted.detector_, "offset_": fitted.offset_}
     np.testing.assert_array_equal(unit.score_samples(arrays / 255), scores)

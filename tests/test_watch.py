@@ -27,6 +27,7 @@ import pytest
 from PIL import Image
 
 import pad
+from pad.commands.parser import main
 from pad.watching.state import FILE, State
 
 ROOT = Path(__file__).parent.parent
@@ -384,20 +385,25 @@ def _events(state: Path) -> int:
         (["accept", "1", "--name", "x", "--state", "other"], "--name goes with"),
     ],
 )
-def test_mistakes_are_told_in_a_line(words: list[str], message: str, model: Path, tmp_path: Path) -> None:
+def test_mistakes_are_told_in_a_line(
+    words: list[str],
+    message: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "file").write_text("something else\n")
     other = State(tmp_path / "other", create=True)
     with other.transaction():
         other.set_fact("model", "of another")
     other.close()
-    words = [str(model) if word == "MODEL" else word for word in words]
-    done = subprocess.run(
-        command(*words), capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, timeout=100
-    )
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["watch", *(str(model) if word == "MODEL" else word for word in words)]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1, said
 
 
 def test_the_page_and_the_webhook_of_a_watcher(
