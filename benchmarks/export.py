@@ -173,6 +173,8 @@ def page(content: dict[str, Any]) -> str:
             for name in ("onnx", "onnx_explained", "pad_float32", "pad")
         ]
         lines.append(f"| {entry['model']} | {entry['timed_at']} | {' | '.join(cells)} |")
+    if note := content.get("note"):
+        lines += ["", note]
     return "\n".join(lines) + "\n"
 
 
