@@ -88,6 +88,8 @@ _FIXED_BY_MODEL = (
     "input_size",
     "tile",
 )
+# Of a model without a generator, which may get one now.
+_FIXED_BY_VIEWS = ("channels", "quick_views", "view_backbone", "view_size", "input_size", "tile")
 
 
 class Interrupted(PadError):
@@ -291,12 +293,12 @@ def check_recipe(config: Config, start: Detector | None = None, data_root: str |
 
 def check_start(config: Config, start: Detector) -> None:
     """Raises PadError if a recipe does not go with a trained detector: other sizes, channels or backbone."""
-    for key in _FIXED_BY_MODEL:
+    for key in _FIXED_BY_VIEWS if start.generator is None else _FIXED_BY_MODEL:
         theirs, ours = getattr(start.config, key), getattr(config, key)
         if theirs != ours:
             raise PadError(
                 f"--from: the model has {key} {theirs!r} and cannot go on with {ours!r}; "
-                f"leave '{key}' as it is"
+                f"leave '{'views' if key == 'quick_views' else key}' as it is"
             )
 
 
