@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pad.commands.loading import load_detector
 from pad.commands.streams import tell_first
 from pad.detector import Detector, trained_message
 from pad.errors import PadError
@@ -21,13 +22,7 @@ from pad.store.hub import resolve_model
 def calibrate(arguments: argparse.Namespace) -> int:
     """`pad calibrate`: model, normal images -> the same model, calibrated on them."""
     images = resolve(arguments.data, "evaluate", arguments.data_root).normal_only()
-    detector = Detector.load(
-        arguments.model,
-        arguments.device,
-        arguments.backbone_weights,
-        arguments.allow_downloads,
-        arguments.view_backbone_weights,
-    )
+    detector = load_detector(arguments)
     images, errors = readable(images, detector.config)
     tell_first([f"skipped {line}" for line in errors])
     if not len(images):

@@ -18,6 +18,7 @@ from pad.commands.evaluating import (
     tell_unreadable,
     write_rows,
 )
+from pad.commands.loading import load_detector
 from pad.commands.requests import request_of
 from pad.commands.streams import tell_first
 from pad.config import to_mapping
@@ -38,14 +39,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     request = request_of(EvaluateRequest, arguments)
     with stoppable() as check:
         images = resolve(request.data, "evaluate", request.data_root)
-        detector = Detector.load(
-            request.model,
-            request.device,
-            request.backbone_weights,
-            request.allow_downloads,
-            request.view_backbone_weights,
-            request.precision,
-        )
+        detector = load_detector(request, request.precision)
         with _visuals(detector, images, request) as visuals:
             rows = write_rows(_batches(detector, images, request, visuals), request, check)
             notes = []

@@ -6,8 +6,8 @@ import argparse
 import sys
 
 from pad.commands.extras import from_extra
+from pad.commands.loading import load_detector
 from pad.commands.requests import request_of
-from pad.detector import Detector
 from pad.serving.request import ServeRequest, token
 
 
@@ -15,13 +15,7 @@ def serve(arguments: argparse.Namespace) -> int:
     """Until a signal stops it; what was begun is finished first."""
     request = request_of(ServeRequest, arguments)
     server = from_extra("pad.serving.server", "serve")
-    detector = Detector.load(
-        request.model,
-        request.device,
-        request.backbone_weights,
-        request.allow_downloads,
-        request.view_backbone_weights,
-    )
+    detector = load_detector(request)
 
     def tell(url: str, guarded: bool) -> None:
         kind = "with a token" if guarded else "without a token"

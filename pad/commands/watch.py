@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from pad.commands.extras import from_extra
+from pad.commands.loading import load_detector
 from pad.commands.requests import request_of
-from pad.detector import Detector
 from pad.errors import PadError
 from pad.store.hub import resolve_model
 from pad.store.model_folder import fingerprint
@@ -30,13 +30,7 @@ def watch(arguments: argparse.Namespace) -> int:
         raise PadError("--name goes with `pad watch reject ID`")
     request = request_of(WatchRequest, arguments)
     model = fingerprint(resolve_model(request.model))
-    detector = Detector.load(
-        request.model,
-        request.device,
-        request.backbone_weights,
-        request.allow_downloads,
-        request.view_backbone_weights,
-    )
+    detector = load_detector(request)
     state = State(request.state, create=True)
     with state.locked():
         _same_model(state, model, request)
