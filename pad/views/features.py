@@ -46,7 +46,7 @@ def features_of(seen: Seen) -> Features:
     deep = [F.normalize(layer.float()) for layer in seen.deep]
     middle = [F.normalize(layer.float().mean((2, 3))) for layer in seen.local]
     side = min(GRID, seen.local[-1].shape[-1])
-    local = [_evened(_at_side(layer.float(), side)) for layer in seen.local]
+    local = [_evened(F.adaptive_avg_pool2d(layer.float(), side)) for layer in seen.local]
     places = torch.cat(local, 1).permute(0, 2, 3, 1).half()
     return Features(deep, torch.cat(middle, 1), places.contiguous(), len(local))
 
@@ -56,13 +56,6 @@ def _evened(layer: Tensor) -> Tensor:
     squared = layer.square().sum(1, keepdim=True)
     usual = squared.mean((2, 3), keepdim=True)
     return layer / (squared * usual).sqrt().sqrt().clamp_min(1e-12)
-
-
-def _at_side(layer: Tensor, side: int) -> Tensor:
-    """A feature map (n, c, h, w) at `side` x `side` places."""
-    if layer.shape[-1] > side:
-        return F.adaptive_avg_pool2d(layer, side)
-    return F.interpolate(layer, size=(side, side), mode="bilinear")
 
 
 def joined_features(parts: list[Features]) -> Features:
