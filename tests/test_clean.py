@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from pad_process import run
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,19 +28,6 @@ from pad.store.moves import LOG, move_aside
 
 SMALL = ["view_size=96", "keep_normals=4"]
 STRANGERS = 12
-
-
-def run(*words: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """`pad WORDS`; with status 2 it says why in one line."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", "pad", *map(str, words)], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    if status == 2:
-        assert len(done.stderr.strip().splitlines()) == 1
-    return done
 
 
 def ranking_of(folder: Path) -> list[dict[str, str]]:

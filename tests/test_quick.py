@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from pad_process import run
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -24,19 +22,6 @@ SMALL = [
     "latent_critic_channels=[16]", "layers=relu2_2", "batch_size=8", "view_size=32",
 ]  # fmt: skip
 VIEWS = ("whole", "middle", "parts")
-
-
-def run(*words: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """`pad WORDS`; with status 2 it says why in one line."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", "pad", *map(str, words)], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    if status == 2:
-        assert len(done.stderr.strip().splitlines()) == 1
-    return done
 
 
 def config_of(folder: Path) -> dict:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pad_process import run
 from PIL import Image
 
 import pad
@@ -241,14 +239,6 @@ def test_tiles_are_for_the_quick_views() -> None:
 
 
 # Through the command line
-
-
-def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "pad", *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert done.returncode == status, done.stderr
-    return done
 
 
 def write(folder: Path, pictures: list[np.ndarray]) -> Path:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from pad_process import run
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -191,14 +189,6 @@ def test_calibration_judges_each_image_in_its_variation(boots: Path) -> None:
 
 
 # Through the command line
-
-
-def run(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "pad", *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert done.returncode == status, done.stderr
-    return done
 
 
 def verdicts(path: Path) -> list[bool]:
