@@ -38,8 +38,6 @@ from pad.detector import Detector
 from pad.devices import pick_device
 from pad.images.imageset import ImageSet, joined_sets
 from pad.images.resolve import resolve
-from pad.judging.calibration import Calibration
-from pad.judging.fusion import Fusion
 from pad.learning.quick import Looked, fit_quick, look, quick_of
 from pad.recipes import build_config
 from pad.views.features import Features, joined_features
@@ -113,11 +111,11 @@ def by_pad(detector: Detector, train: Looked, test: Features, rows: np.ndarray, 
     begun = time.perf_counter()
     fitted = fit_quick(detector, of_rows(train, rows))
     seconds = time.perf_counter() - begun
-    fusion = Fusion.fit(quick.names, fitted.scores[fitted.belonging], likeness=quick.likeness)
-    views = quick.scores(test).numpy()
-    calibration = Calibration(fusion.fuse(fitted.scores[fitted.calibrating]).astype(np.float64))
-    fused = fusion.fuse(views)
-    found: dict[str, Any] = {f"view {name}": views[:, i] for i, name in enumerate(quick.names)}
+    judges = fitted.take(np.flatnonzero(fitted.calibrating).tolist())
+    calibration = detector.calibrate_on(judges.scores, None, {}, belonging=judges.belonging)
+    views = quick.scores(test)
+    fused = detector.fused(views).numpy()
+    found: dict[str, Any] = {f"view {name}": views[:, i].numpy() for i, name in enumerate(quick.names)}
     return {"pad": fused, **found, "p_values": calibration.p_values(fused), "seconds": seconds}
 
 
