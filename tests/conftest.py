@@ -41,8 +41,17 @@ def colour() -> Config:
     return Config(size=32, channels=3)
 
 
+@pytest.fixture(scope="module")
+def browser(one_browser) -> object:
+    """The browser, with no page of another module open and none of its messages left."""
+    one_browser.get("about:blank")
+    for log in ("browser", "performance"):
+        one_browser.get_log(log)
+    return one_browser
+
+
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+def one_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     webdriver = pytest.importorskip("selenium.webdriver")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     driver_path = shutil.which("chromedriver")

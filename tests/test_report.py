@@ -222,7 +222,6 @@ def opened(browser, tmp_path_factory: pytest.TempPathFactory):
     """The browser with a report opened from disk, and its rows, the most anomalous first."""
     folder = tmp_path_factory.mktemp("report")
     rows = write(folder / "report.html", 400)
-    browser.get_log("performance")  # forget the empty page that the browser began with
     browser.get((folder / "report.html").as_uri())
     return browser, sorted((r for r in rows if r.score is not None), key=lambda r: -r.score), folder
 
@@ -355,11 +354,11 @@ def test_a_region_of_the_map_filters_the_gallery(opened):
 @pytest.mark.browser
 def test_no_request_leaves_the_file_and_no_error_is_logged(opened):
     browser, _, folder = opened
-    browser.execute_script(
-        "document.querySelector('.item')?.scrollIntoView()"
-    )  # what is not seen is not drawn
     until = time.monotonic() + 30  # the gallery is drawn after the page, a picture after its place
-    shown = "return document.images.length > 6 && [...document.images].every((i) => i.complete)"
+    shown = (
+        "document.getElementById('list').scrollIntoView();"  # what is not seen is not drawn
+        "return document.images.length > 6 && [...document.images].every((i) => i.complete)"
+    )
     while not browser.execute_script(shown) and time.monotonic() < until:
         time.sleep(0.1)
     assert browser.execute_script("return document.images.length") > 6
