@@ -31,8 +31,8 @@ _JACKKNIFE = 20  # pictures up to which each is a fold of its own
 def folds_of(pictures: int) -> int:
     """How many folds so many pictures are cut into.
 
-    The more, the nearer is a fit on all but one of them to the fit on all that is judged by in the end: with
-    few pictures a fifth less makes a difference, since the covariances are shrunk the less the more there are.
+    The more, the nearer is a fit on all but one of them to the fit on all that is judged by in the end. With
+    few pictures a fifth less makes a difference: the fewer, the more the covariances are shrunk.
     """
     if pictures <= _JACKKNIFE:
         return pictures
