@@ -572,6 +572,9 @@ class Detector:
             with torch.device("meta"):
                 networks = build_networks(config)
             networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
+            for key in ("encoder.norm.count", "encoder.norm.variance"):
+                if (files.tensors[key] < 0).any():
+                    raise PadError(f"{folder}: tensor '{key}' must not be negative; refused")
             similarity.load_statistics_state(statistics)
             generator = GeneratorView(config, networks, similarity, target)
         if config.quick_views:
