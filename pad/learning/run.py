@@ -706,5 +706,7 @@ def _summary_writer() -> Callable[..., Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise PadError("setting 'tensorboard' needs the extra: pip install 'pad[tensorboard]'") from None
+        raise PadError(
+            "setting 'tensorboard' needs the extra: pip install 'pad-anomaly[tensorboard]'"
+        ) from None
     return SummaryWriter
