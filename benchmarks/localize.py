@@ -97,7 +97,7 @@ def fitted_peer(kind: str, backbone: Any, normal: Tensor) -> Judge:
 
 def fitted_pad(detector: Any, normal: Any) -> Judge:
     looked = look(detector, normal)
-    calibrate_quick(detector, looked, fit_quick(detector, looked))
+    calibrate_quick(detector, fit_quick(detector, looked))
 
     def judge(x: Tensor) -> tuple[Tensor, Tensor]:
         features = detector.features(x)
