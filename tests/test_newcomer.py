@@ -33,7 +33,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     boots = sorted((DATA / "fashion" / "train" / "ankle-boot").iterdir())
     for folder, images in {
-        "my_normal_images": boots[:40],
+        "my_normal_images": boots[:24],
         "new_images": sorted((DATA / "fashion" / "test").glob("*/*"))[::20],
         "camera": sorted((DATA / "fashion" / "test" / "bag").iterdir())[:3],
         "incoming": boots[:4],  # of those learnt from, so that none is flagged
