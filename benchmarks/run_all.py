@@ -80,8 +80,8 @@ JOBS = (
         "stream",
         "--normal DATA/dogs-cats/train/dog --new DATA/dogs-cats/train/cat "
         "--strangers DATA/magnetic-tiles/test",
-        f"--normal {BOOTS}/train/ankle-boot --new {BOOTS}/test/bag --strangers {BOOTS}/test/trouser --fit 60 "
-        "--new-pictures 14 --streams 2",
+        f"--normal {BOOTS}/train/ankle-boot {BOOTS}/test/normal --new {BOOTS}/test/trouser "
+        f"--strangers {BOOTS}/test/bag {BOOTS}/test/sandal --fit 100 --streams 8",
     ),
     Job(
         "contrast",
