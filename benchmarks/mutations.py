@@ -357,7 +357,7 @@ def mutate(folder: Path, random: Random) -> str:
     names = [*MUTATIONS, *_OFTEN]
     name = random.choice(names)
     MUTATIONS[name](folder, random)
-    if random.random() < 0.15:
+    if random.random() < 0.15 and name != "links, pipes, nothing":  # it would be written through the link
         with contextlib.suppress(Exception):  # there may be too little left of it
             MUTATIONS[random.choice(names)](folder, random)
     return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,7 +21,7 @@ import yaml
 
 from pad.config import Config, to_mapping
 from pad.errors import PadError
-from pad.store.model_folder import FORMAT, present, read_model, write_model
+from pad.store.model_folder import FORMAT, fingerprint, present, read_model, write_model
 from pad.store.weights import check_tensors
 
 CALIBRATION = {"scores": [0.25, 0.5, 0.5, 1.0]}
@@ -363,3 +365,21 @@ def test_check_tensors_names_what_does_not_fit() -> None:
     fault({k: v for k, v in good.items() if k != "1.bias"}, "missing '1.bias'")
     with pytest.raises(PadError, match="a floating-point type fits"):
         check_tensors({"a": torch.zeros(2, dtype=torch.int8)}, {"a": (2,)})
+
+
+def test_the_fingerprint_of_a_model_is_taken_without_its_files_in_memory(tmp_path: Path) -> None:
+    """Of a file that claims gigabytes: found by benchmarks/mutate_models.py."""
+    (tmp_path / "config.yaml").write_bytes(b"size: 32\n")
+    weights = tmp_path / "model.safetensors"
+    with weights.open("wb") as file:
+        file.truncate(64 << 20)
+    tracemalloc.start()
+    found = fingerprint(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+    whole = b"".join(
+        f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes()
+        for path in (weights, tmp_path / "config.yaml")
+    )
+    assert found == hashlib.sha256(whole).hexdigest()

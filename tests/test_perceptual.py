@@ -233,6 +233,10 @@ def test_components_are_as_many_as_the_images_can_tell(images: int, most: int, f
     nothing = Residuals()
     nothing.add(torch.zeros(40, 8, 4, 4))
     assert len(nothing.principal_components(weight, most)) == 0
+    broken = Residuals()
+    broken.add(torch.full((40, 8, 4, 4), 1e30))  # their products are beyond a float
+    with pytest.raises(PadError, match="not finite"):
+        broken.principal_components(weight, most)
 
 
 @pytest.mark.parametrize(("size", "backbone_size"), [(32, None), (64, None), (32, 48)])

@@ -253,8 +253,12 @@ class Residuals:
         if besides is not None:
             flat = flat - (flat @ besides.flatten(1).T) @ besides.flatten(1)
         k = min(most, len(flat) // _COMPONENT_IMAGES)
-        # The eigenvectors of the smaller U U^T instead of U^T U, for U (n, features).
-        variances, vectors = torch.linalg.eigh(flat @ flat.T)
+        # The eigenvectors of the smaller U U^T instead of U^T U, for U (n, features); in double precision, or
+        # they may not be found where images are nearly alike.
+        gram = (flat @ flat.T).double()
+        if not gram.isfinite().all():
+            raise PadError("residual components: the model makes numbers that are not finite")
+        variances, vectors = (part.float() for part in torch.linalg.eigh(gram))
         k = min(k, int((variances > 1e-6 * variances[-1]).sum()))
         first = slice(len(flat) - k, None)
         components = flat.T @ vectors[:, first] / variances[first].sqrt()
