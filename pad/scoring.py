@@ -39,32 +39,45 @@ def score_batches(
     """All images in order, read and scored batch by batch. examine: also what is drawn of them. progress:
     show a progress bar (on a terminal)."""
 
-    def look(batch: Batch) -> tuple[Batch, list[float], list[dict[str, float]], Examined | None]:
-        if not batch.indices:
-            return batch, [], [], None
-        examined = detector.examine(batch.pictures) if examine else None
-        views = examined.views if examined else detector.score_views(batch.pictures)
-        return batch, detector.fused(views).tolist(), detector.each_view_p_values(views), examined
+    def look(batch: Batch) -> Scored:
+        return score_batch(detector, images, batch, fpr, examine, confidence)
 
     with progress_bar(len(images), "scoring", "image", progress) as bar:
-        looked = each_batch(look, images, detector.config, detector.device, batch_size)
-        for batch, scores, views, examined in looked:
-            results: dict[int, Any] = {i: (None, reason, None) for i, reason in batch.errors}
-            judged = zip(batch.indices, scores, views, strict=True)
-            results.update({i: (score, "", p_values) for i, score, p_values in judged})
-            rows = {}
-            for index, (score, error, p_values) in sorted(results.items()):
-                sample = images.samples[index]
-                rows[index] = make_row(
-                    sample.name,
-                    score,
-                    detector.calibration,
-                    fpr,
-                    error,
-                    sample.anomalous,
-                    sample.kind,
-                    confidence,
-                    p_values,
-                )
-            yield Scored(rows, batch.indices, examined)
-            bar.update(len(results))
+        for scored in each_batch(look, images, detector.config, detector.device, batch_size):
+            yield scored
+            bar.update(len(scored.rows))
+
+
+def score_batch(
+    detector: Detector,
+    images: ImageSet,
+    batch: Batch,
+    fpr: float,
+    examine: bool = False,
+    confidence: float | None = None,
+) -> Scored:
+    """One batch of an ImageSet; see `score_batches`."""
+    examined: Examined | None = None
+    results: dict[int, Any] = {i: (None, reason, None) for i, reason in batch.errors}
+    if batch.indices:
+        examined = detector.examine(batch.pictures) if examine else None
+        views = examined.views if examined else detector.score_views(batch.pictures)
+        judged = zip(
+            batch.indices, detector.fused(views).tolist(), detector.each_view_p_values(views), strict=True
+        )
+        results.update({i: (score, "", p_values) for i, score, p_values in judged})
+    rows = {}
+    for index, (score, error, p_values) in sorted(results.items()):
+        sample = images.samples[index]
+        rows[index] = make_row(
+            sample.name,
+            score,
+            detector.calibration,
+            fpr,
+            error,
+            sample.anomalous,
+            sample.kind,
+            confidence,
+            p_values,
+        )
+    return Scored(rows, batch.indices, examined)

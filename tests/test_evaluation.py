@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from scipy.stats import beta, norm
 from sklearn.metrics import roc_auc_score
@@ -242,6 +243,22 @@ def test_json_and_json_lines_read_back(tmp_path: Path, capfdbinary: pytest.Captu
     assert json.loads((tmp_path / "none.json").read_text()) == []
 
 
+def test_parquet_reads_back(tmp_path: Path):
+    rows = example_rows(Calibration(np.arange(100) / 100))
+    rows.append(
+        make_row("seen.png", 0.5, Calibration(np.arange(100)), 0.05, views={"whole": 0.25, "parts": 1.0})
+    )
+    write_scores(iter(rows), tmp_path / "s.parquet", "parquet")
+    write_scores(rows, tmp_path / "s.json", "json")
+    read = pyarrow.parquet.read_table(tmp_path / "s.parquet").to_pylist(maps_as_pydicts="strict")
+    objects = json.loads((tmp_path / "s.json").read_text("ascii"))
+    assert [row.pop("path") for row in read[:7]] == [row.pop("path") for row in objects[:7]]
+    assert [row.pop("path") for row in read[7:9]] == [r"latin-\xe9.png", r"\ud800.png"]  # it holds UTF-8 only
+    assert [{**row, "path": ""} for row in read] == [{**row, "path": ""} for row in objects]
+    with pytest.raises(PadError, match="name a folder with --out"):
+        write_scores(rows, "-", "parquet")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
     target = tmp_path / "scores.csv"
     target.write_text("old")
@@ -294,10 +311,11 @@ def test_rows_of_an_evaluation_that_fails_are_kept_under_another_name(tmp_path: 
         writer.add([Row("a.png", 1.0, 0.5, "normal"), Row("b.png", 2.0, 0.01, "anomaly")])
         raise RuntimeError
     assert target.read_text() == "old"
-    partial = tmp_path / f"scores.partial.{form}"
+    grows = "jsonl" if form == "parquet" else form
+    partial = tmp_path / f"scores.partial.{grows}"
     assert sorted(tmp_path.iterdir()) == sorted([target, partial])
     assert writer.kept == f"the 2 rows so far are kept in {partial}"
-    write_scores([Row("a.png", 1.0, 0.5), Row("b.png", 2.0, 0.01)], tmp_path / "whole", form)
+    write_scores([Row("a.png", 1.0, 0.5), Row("b.png", 2.0, 0.01)], tmp_path / "whole", grows)
     assert partial.read_bytes() == (tmp_path / "whole").read_bytes()  # verdicts are not known yet
     with ScoreWriter(target, form) as writer:
         writer.finish()

@@ -33,6 +33,7 @@ LAYERS = (
     {"exported"},
     {"detector"},
     {"export", "learning", "scoring"},
+    {"cluster"},
     {"registry", "watching"},
     {"serving"},
     {"api"},
@@ -44,6 +45,7 @@ LAYERS = (
 # Imports that do not stand at the top of a module, by what is imported. None of `pad`'s own is among them.
 LAZY = {
     "cv2": "an extra",
+    "fsspec": "only for what lies in a store",
     "huggingface_hub": "reads the environment; and its upload takes half a second to import",
     "jinja2": "start-up: only the report needs it",
     "lmdb": "an extra",
@@ -55,6 +57,7 @@ LAZY = {
     "onnxruntime": "an extra",
     "onnxscript": "an extra",
     "pandas": "an extra",
+    "pyarrow": "an extra",
     "safetensors": "start-up: imports torch, which `pad zoo list` does without",
     "scipy": "start-up: only metrics and rates need it",
     "sklearn": "start-up: a second, to score one image without metrics",

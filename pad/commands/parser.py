@@ -80,7 +80,10 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fdr", type=_rate, metavar="RATE",
                         help="bound the share of false ones among the flagged instead")  # fmt: skip
     parser.add_argument(
-        "--format", choices=("csv", "jsonl", "json"), default="csv", help="of the scores file"
+        "--format",
+        choices=("csv", "jsonl", "json", "parquet"),
+        default="csv",
+        help="of the scores file (parquet: pip install 'pad[parquet]')",
     )
     parser.add_argument(
         "--report", action="store_true", help="write one HTML page to look at: DIR/report.html"
@@ -107,13 +110,20 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
                         "(default: as the model's recipe says)")  # fmt: skip
     parser.add_argument("--batch-size", type=_batch_size, default=BATCH_SIZE, metavar="N",
                         help=f"images scored at a time (default {BATCH_SIZE})")  # fmt: skip
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="score on the Ray cluster at "
+                        "ADDRESS, or on the processors of this machine; goes on where it was stopped (pip "
+                        "install 'pad[ray]')")  # fmt: skip
 
 
 def _evaluate(arguments: Arguments) -> int:
     """An exported graph is evaluated without torch."""
     module = "pad.commands.evaluate"
     if arguments.model.endswith(".onnx"):
+        if arguments.ray is not None:
+            raise PadError("--ray takes the model itself, not an exported graph")
         module = "pad.commands.evaluate_exported"
+    elif arguments.ray is not None:
+        module = "pad.commands.evaluate_cluster"
     return _run(module, "evaluate")(arguments)
 
 

@@ -29,7 +29,8 @@ class Sample:
 
 
 class Packed(Protocol):
-    """An image in a container (a database, say): the bytes of an image file, read when asked for."""
+    """An image in a container (a database, say) or a store: the bytes of an image file, read when asked for.
+    One that may be named twice has an `identity` besides."""
 
     def read(self) -> bytes: ...
 

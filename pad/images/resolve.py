@@ -1,7 +1,7 @@
 """Which images are meant: files, folders, globs and named datasets become an ImageSet.
 
-A specification is an image file, a folder, a glob, or a named dataset such as `fashion-mnist:9`
-(pad/images/named.py).
+A specification is an image file, a folder, a glob, a named dataset such as `fashion-mnist:9`
+(pad/images/named.py), a shard, or any of these in a store: `s3://bucket/folder` (pad/images/stored.py).
 
 - Folders are searched recursively, in sorted order, through symbolic links (a loop is entered once). Hidden
   files and folders, `ground_truth` folders and files that accompany images (`SIDECARS`) are passed over.
@@ -25,31 +25,13 @@ import numpy as np
 from PIL import Image
 
 from pad.errors import PadError, did_you_mean
+from pad.images.conventions import MASK_FOLDER, NORMAL_FOLDERS, counts_as_image
 from pad.images.imageset import Content, ImageSet, Purpose, Sample
 from pad.images.named import DATASETS, canonical, load_dataset
 from pad.images.read import read_image
-
-NORMAL_FOLDERS = ("normal", "good")
-MASK_FOLDER = "ground_truth"
-SIDECARS = frozenset(
-    {
-        ".txt",
-        ".csv",
-        ".tsv",
-        ".json",
-        ".jsonl",
-        ".md",
-        ".rst",
-        ".yaml",
-        ".yml",
-        ".toml",
-        ".xml",
-        ".html",
-        ".log",
-    }
-    | {".ini", ".cfg", ".db", ".py", ".ipynb", ".npy", ".npz", ".pt", ".pth", ".pkl", ".safetensors"}
-    | {".zip", ".gz", ".tar", ".pdf"}
-)
+from pad.images.shards import is_shard
+from pad.images.stored import from_shards, from_url
+from pad.images.urls import RemoteFile, is_url
 
 
 @dataclass(frozen=True)
@@ -87,14 +69,20 @@ def resolve(
 def _resolve_one(spec: str, purpose: Purpose, data_root: str | os.PathLike[str] | None) -> ImageSet:
     if not spec.strip():
         raise PadError("an empty name was given where a file, a folder, a glob or a dataset is expected")
+    if is_url(spec):
+        return from_url(spec, purpose)
     path = Path(spec).expanduser()
     named = _looks_named(spec)
     # "celeba" with a data root is the dataset, also where a folder of that name is at hand
     if os.path.lexists(path) and not (named and data_root is not None):
+        if shards := _only_shards([path]):
+            return _shards(shards, path)
         return _image_set(_from_path(path, purpose), path)
     if named:
         return load_dataset(spec, purpose, Path(data_root) if data_root is not None else None)
     if glob.has_magic(spec):
+        if shards := _only_shards(_matches(path)):
+            return _shards(shards, path)
         return _image_set(_from_glob(path, purpose), path)
     raise PadError(f"{spec}: no such file, folder or dataset{_suggestion(spec)}")
 
@@ -141,7 +129,7 @@ def _without_repeats(parts: list[ImageSet]) -> ImageSet:
     joined = ImageSet([], [], [], ", ".join(sources[:3]) + more)
     for part in parts:
         for sample, content, key in zip(part.samples, part.contents, part.keys, strict=True):
-            identity = _identity(content) if isinstance(content, Path) else f"dataset {key}"
+            identity = _identity(content, key)
             if identity not in seen:
                 seen.add(identity)
                 joined.samples.append(sample)
@@ -150,18 +138,35 @@ def _without_repeats(parts: list[ImageSet]) -> ImageSet:
     return joined
 
 
-def _identity(path: Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100 - unlike Path.absolute() it takes "a/../b" for "b"
+def _identity(content: Content, key: str) -> str:
+    if isinstance(content, Path):
+        return os.path.abspath(content)  # noqa: PTH100 - unlike Path.absolute() it takes "a/../b" for "b"
+    return getattr(content, "identity", f"dataset {key}")
 
 
 def _from_path(path: Path, purpose: Purpose) -> list[_Found]:
     return _from_folder(path, purpose) if path.is_dir() else [_Found(path, path.name)]
 
 
+def _matches(pattern: Path) -> list[Path]:
+    return [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207
+
+
+def _only_shards(paths: list[Path]) -> list[Path]:
+    """The shards among files and in folders, if there are no images; else none."""
+    inside = [file for path in paths for file in (_walk(path) if path.is_dir() else [path])]
+    shards = [file for file in inside if is_shard(file.name)]
+    return [] if any(counts_as_image(file.name) for file in inside) else shards
+
+
+def _shards(paths: list[Path], source: Path) -> ImageSet:
+    files = [(_printable(path), RemoteFile("file", str(path.absolute()))) for path in paths]
+    return from_shards(files, _base_name(source))
+
+
 def _from_glob(pattern: Path, purpose: Purpose) -> list[_Found]:
-    matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]  # noqa: PTH207
     found: list[_Found] = []
-    for path in matches:
+    for path in _matches(pattern):
         if path.is_dir():
             # `**` matches the folders and also what is in them, so the folders themselves add nothing.
             if "**" not in pattern.parts and any(_files(path)):
@@ -243,13 +248,13 @@ def _subfolders(folder: Path) -> list[str]:
         return []
 
 
-def counts_as_image(name: str) -> bool:
-    """Whether a file is taken for an image, by its name."""
-    return not name.startswith(".") and Path(name).suffix.lower() not in SIDECARS
-
-
 def _files(folder: Path) -> Iterator[Path]:
     """All files below `folder` that count as images, sorted by folder and name."""
+    return (file for file in _walk(folder) if counts_as_image(file.name))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below `folder` that are not hidden, sorted by folder and name."""
 
     def refuse(error: OSError) -> None:
         raise PadError(f"{error.filename}: cannot read this folder ({error.strerror})")
@@ -262,7 +267,7 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f.lower() != MASK_FOLDER)
-        yield from (Path(here) / name for name in sorted(files) if counts_as_image(name))
+        yield from (Path(here) / name for name in sorted(files) if not name.startswith("."))
 
 
 def named_images(images: Any, normal: bool = False) -> Any:
@@ -282,9 +287,11 @@ def named_images(images: Any, normal: bool = False) -> Any:
 
 
 def _names_several(spec: str) -> bool:
+    if is_url(spec):
+        return True
     path = Path(spec).expanduser()
     if os.path.lexists(path):
-        return path.is_dir()
+        return path.is_dir() or is_shard(path.name)
     return _looks_named(spec) or glob.has_magic(spec)
 
 

@@ -48,14 +48,14 @@ def stream(images: ImageSet, config: Config, batch_size: int, workers: int = 2) 
     At most `workers` + 1 batches wait, so memory does not grow with the number of images. An unreadable image
     is in its batch's `errors`; a batch in which none was readable has an empty tensor.
     """
-    pieces = _ranges(len(images), 1 if config.tile else batch_size)
+    ahead_of_us = pieces(len(images), 1 if config.tile else batch_size)
     waiting: deque[Future[Batch]] = deque()
     pool = ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="decode")
 
     def ahead() -> None:
-        chosen = next(pieces, None)
+        chosen = next(ahead_of_us, None)
         if chosen is not None:
-            waiting.append(pool.submit(_decode, images, chosen, config))
+            waiting.append(pool.submit(decoded, images, chosen, config))
 
     try:
         for _ in range(max(1, workers) + 1):
@@ -86,7 +86,7 @@ def each_batch(
         # waits, and then reads while the other computes. Large files are decoded outside Python's lock.
         waited_for = turn.acquire(timeout=PATIENCE)
         try:
-            batch = _decode(images, chosen, config)
+            batch = decoded(images, chosen, config)
         finally:
             if waited_for:
                 turn.release()
@@ -94,7 +94,7 @@ def each_batch(
 
     # A lane reads its own images: more threads than processors would be in each other's way.
     size, workers = shares(config, device, batch_size)
-    return in_parallel(read, _ranges(len(images), size), workers)
+    return in_parallel(read, pieces(len(images), size), workers)
 
 
 def shares(config: Config, device: torch.device, batch_size: int) -> tuple[int, int]:
@@ -105,12 +105,20 @@ def shares(config: Config, device: torch.device, batch_size: int) -> tuple[int, 
     return (1 if config.tile else size // workers), workers
 
 
-def _ranges(n: int, size: int) -> Iterator[range]:
+def lane_threads(images: int, config: Config, device: torch.device, batch_size: int) -> int:
+    """By how many of torch's threads a lane computes, which takes a part in how numbers are rounded."""
+    size, workers = shares(config, device, batch_size)
+    threads = torch.get_num_threads()
+    return threads if workers == 1 or images <= size else max(1, threads // workers)
+
+
+def pieces(n: int, size: int) -> Iterator[range]:
     """0 .. n - 1 in pieces of `size`."""
     return (range(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def _decode(images: ImageSet, chosen: range, config: Config) -> Batch:
+def decoded(images: ImageSet, chosen: range, config: Config) -> Batch:
+    """Some consecutive images as one batch."""
     indices: list[int] = []
     pixels: list[tuple[torch.Tensor, float]] = []
     pictures: list[Tiled] = []

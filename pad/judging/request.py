@@ -21,7 +21,7 @@ class EvaluateRequest:
         fpr: the false-alarm rate on normal images, between 0 and 1.
         confidence: the probability with which it is held by this very model; None: on average.
         fdr: bounds the share of false ones among the flagged instead.
-        format: of the scores: csv, jsonl or json.
+        format: of the scores: csv, jsonl, json or parquet.
         report: write report.html.
         projection: of its map of latents: pca or umap.
         explain: draw why for so many of the most anomalous images; None: for none.
@@ -64,6 +64,9 @@ class EvaluateRequest:
         if (self.report or self.explain) and self.folder is None:
             option = "--report" if self.report else "--explain"
             raise PadError(f"{option} writes files: name a folder for them with --out")
+
+        if self.format == "parquet" and self.to_stdout:
+            raise PadError("--format parquet writes a file: name a folder with --out")
 
     @property
     def folder(self) -> Path | None:

@@ -1,10 +1,12 @@
-"""One result row an image, and the files of rows: CSV, JSON Lines and JSON."""
+"""One result row an image, and the files of rows: CSV, JSON Lines, JSON and Parquet."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import io
+import itertools
 import json
 import math
 import os
@@ -13,15 +15,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pad.errors import PadError
 from pad.judging.calibration import Calibration, false_discovery
 from pad.store.files import atomic
 
 NORMAL, ANOMALY = "normal", "anomaly"
-FORMATS = ("csv", "jsonl", "json")
+FORMATS = ("csv", "jsonl", "json", "parquet")
 COLUMNS = ("path", "score", "p_value", "verdict", "error")
+_ROW_GROUP = 1 << 16  # rows of a Parquet file that are read together
 _HEADS = {"csv": (",".join(COLUMNS) + "\n").encode(), "jsonl": b"", "json": b"["}
 
 
@@ -90,12 +93,16 @@ def write_scores(rows: Iterable[Row], destination: str | Path, form: str = "csv"
     csv: the columns path, score, p_value, verdict, error; empty where there is no value; lines end in
     a line feed; names that are not valid UTF-8 keep their own bytes. jsonl, json: objects with the same
     five keys, null or "" where there is no value, and `views`, the p-value in each view by its name; pure
-    ASCII. Scores have nine significant digits, which
-    give back the float32 exactly. `rows` may be a generator: it is read once, row by row.
+    ASCII. parquet: columns of the same six names, `views` a map; to files only, by pyarrow. Scores have nine
+    significant digits, which give back the float32 exactly. `rows` may be a generator: it is read once, row
+    by row.
 
     Raises PadError for an unknown format or where the file cannot be written.
     """
     check_format(form)
+    if form == "parquet":
+        _write_parquet(rows, destination)
+        return
     with _standard_output() if str(destination) == "-" else atomic(destination) as file:
         file.write(_HEADS[form])
         count = 0
@@ -117,19 +124,25 @@ class ScoreWriter:
     that it has as `scores.partial.csv`, and an older `scores.csv` as it was; `kept` says so. To standard
     output, rows go as they are added.
     provisional: the rows are not final, since their verdicts depend on all of them; those that are final
-    are given to `finish`, and standard output gets no others.
+    are given to `finish`, and standard output gets no others. So it is of parquet, which cannot grow: until
+    then, and where it ends without `finish`, the rows are a file of JSON Lines.
     Raises PadError for an unknown format or where the file cannot be written.
     """
 
     def __init__(self, destination: str | Path, form: str = "csv", provisional: bool = False) -> None:
         check_format(form)
         self.kept = ""
-        self._destination, self._form, self._provisional = destination, form, provisional
+        self._destination, self._final_form, self._provisional = destination, form, provisional
+        self._at_end = provisional or form == "parquet"  # is all written
+        self._form = "jsonl" if form == "parquet" else form
         self._to_stdout = str(destination) == "-"
         self._waits = self._to_stdout and provisional  # until all is final
         self._count = 0
         self._file: BinaryIO | None = None
         path = Path(destination)
+        if form == "parquet":
+            _check_parquet(destination)
+            path = path.with_suffix(".jsonl")
         self._partial = path.with_name(f"{path.stem}.partial{path.suffix}")
         self._growing = path.with_name(f"{path.stem}.partial-{os.getpid()}{path.suffix}")
 
@@ -150,16 +163,17 @@ class ScoreWriter:
         self._write([_line(row, self._form, first and i == 0) for i, row in enumerate(rows)])
 
     def finish(self, rows: Iterable[Row] | None = None) -> None:
-        """All rows are there: the file takes its name. rows: the final ones of a provisional writer."""
-        if self._provisional:
-            write_scores(rows or [], self._destination, self._form)
+        """All rows are there: the file takes its name. rows: the final ones of a provisional writer, and all
+        for parquet."""
+        if self._at_end:
+            write_scores(rows or [], self._destination, self._final_form)
         else:
             self._write([_tail(self._form, self._count)])
         if self._to_stdout:
             return
         with _told(self._destination):
             self._close()
-            if self._provisional:
+            if self._at_end:
                 self._growing.unlink()
             else:
                 self._growing.replace(self._destination)
@@ -199,6 +213,40 @@ def check_format(form: str) -> None:
     """Raises PadError unless `form` is one of FORMATS."""
     if form not in FORMATS:
         raise PadError(f"--format takes {', '.join(FORMATS)}, not '{form}'")
+
+
+def _check_parquet(destination: str | Path) -> None:
+    """Raises PadError where Parquet cannot be written."""
+    if str(destination) == "-":
+        raise PadError("--format parquet writes a file: name a folder with --out")
+    if importlib.util.find_spec("pyarrow") is None:
+        raise PadError("--format parquet needs pyarrow: python -m pip install 'pad[parquet]'")
+
+
+def _write_parquet(rows: Iterable[Row], destination: str | Path) -> None:
+    _check_parquet(destination)
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    views = pa.map_(pa.string(), pa.float64())
+    kinds = (pa.string(), pa.float64(), pa.float64(), pa.string(), pa.string(), views)
+    schema = pa.schema(list(zip((*COLUMNS, "views"), kinds, strict=True)))
+    with atomic(destination) as file, parquet.ParquetWriter(file, schema) as writer:
+        rest = iter(rows)
+        while some := list(itertools.islice(rest, _ROW_GROUP)):
+            columns = zip(*map(_parquet_values, some), strict=True)
+            arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def _parquet_values(row: Row) -> tuple[Any, ...]:
+    score = None if row.score is None else float(f"{row.score:.9g}")
+    return _utf8(row.path), score, row.p_value, row.verdict, _utf8(row.error), list(row.views.items())
+
+
+def _utf8(text: str) -> str:
+    """Parquet holds no other bytes: what a file name has of them becomes \\xNN."""
+    return _as_bytes(text).decode("utf-8", "backslashreplace")
 
 
 @contextmanager

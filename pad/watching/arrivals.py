@@ -24,8 +24,8 @@ from typing import Any, BinaryIO, Protocol
 from PIL import Image
 
 from pad.errors import PadError, printable
+from pad.images.conventions import counts_as_image
 from pad.images.read import ImageError, read_image
-from pad.images.resolve import counts_as_image
 
 log = logging.getLogger(__name__)
 
