@@ -210,7 +210,7 @@ def test_projections(tmp_path: Path):
     try:
         import umap  # noqa: F401
     except ImportError:
-        with pytest.raises(PadError, match=r"pad\[umap\]"):
+        with pytest.raises(PadError, match=r"pad-anomaly\[umap\]"):
             ReportWriter(tmp_path / "r.html", calibration=None, fpr=0.05, config=Config(), projection="umap")
 
 

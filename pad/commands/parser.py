@@ -83,7 +83,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("csv", "jsonl", "json", "parquet"),
         default="csv",
-        help="of the scores file (parquet: pip install 'pad[parquet]')",
+        help="of the scores file (parquet: pip install 'pad-anomaly[parquet]')",
     )
     parser.add_argument(
         "--report", action="store_true", help="write one HTML page to look at: DIR/report.html"
@@ -112,7 +112,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
                         help=f"images scored at a time (default {BATCH_SIZE})")  # fmt: skip
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="score on the Ray cluster at "
                         "ADDRESS, or on the processors of this machine; goes on where it was stopped (pip "
-                        "install 'pad[ray]')")  # fmt: skip
+                        "install 'pad-anomaly[ray]')")  # fmt: skip
 
 
 def _evaluate(arguments: Arguments) -> int:
