@@ -147,6 +147,13 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
+def page(content: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    draws = 1 + max(row["draw"] for row in content["results"])
+    note = f"Means over {draws} draws; the ranking: among the first {AMONG:g} times as many."
+    return markdown(content, *table(content["results"]), note)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-root", type=Path, required=True, metavar="DIR")
@@ -166,8 +173,7 @@ def main() -> None:
             write_json(arguments.out, {**origin, "results": rows})
     print(plain(*table(rows)))
     if arguments.markdown:
-        note = f"Means over {arguments.draws} draws; the ranking: among the first {AMONG:g} times as many."
-        arguments.markdown.write_text(markdown(origin, *table(rows), note), encoding="utf-8")
+        arguments.markdown.write_text(page({**origin, "results": rows}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -34,21 +34,6 @@ from pad.similarity.build import build_similarity
 from pad.similarity.pixel import L1, L2, LPIPS, SSIM
 from pad.similarity.relative import RelativePerceptualL1
 
-PAGE = """# Similarities under changes of light
-
-How far a change of contrast or brightness moves each similarity, as a share of a change of content: the mean
-distance of an image to its changed self, divided by its mean distance to other images of the same folder.
-Small is good: a lamp that ages should count less than another object. In bold the smallest of a row.
-
-- ρ is the relative perceptual L1, which divides by the feature norm of the unchanged image, its μ and σ from
-  the images of the folder. L1 is the mean absolute difference, L2 the root of the mean square.
-- SSIM (as 1 - SSIM) and LPIPS grow with the square of a small difference, so that of two equally robust
-  similarities theirs looks better, the more so the smaller the change. Their roots grow linearly, as ρ, L1
-  and L2 do, and are what compares; the squares themselves are shown beside them.
-- "Intensities" are scaled about black, as by less light; "contrast about the mean" keeps an image's mean;
-  "brightness" is added to intensities in [0, 1] and cut off at black and white.
-"""
-
 Distance = Callable[[Tensor, Tensor], Tensor]
 DATA = Path(__file__).parent.parent / "tests" / "data"
 FOLDERS = (DATA / "fashion" / "train", DATA / "photographs")
@@ -146,6 +131,16 @@ def verdict(table: dict[str, dict[str, float]]) -> str:
     return f"Of {len(table)} changes, ρ moves less than {listed}."
 
 
+def page(content: dict[str, Any]) -> str:
+    """The results in Markdown, a table for each folder."""
+    tables = []
+    for found in content["results"]:
+        about = f"{found['images']} images of {found['folder']} at {found['size']}×{found['size']}."
+        text = markdown(content, *rows_of(found["shares"]), about)
+        tables.append(f"{text}\n{verdict(found['shares'])}\n")
+    return "\n".join(tables)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
@@ -160,7 +155,6 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     origin = provenance()
     found: list[dict[str, Any]] = []
-    pages = []
     for folder in arguments.folders or FOLDERS:
         images = resolve([str(folder)], "evaluate")
         images = images.subset(range(min(arguments.limit, len(images))))
@@ -174,14 +168,13 @@ def run(arguments: argparse.Namespace) -> None:
         table = measure(pixels, config)
         header, rows = rows_of(table)
         name = shown(folder)
-        about = f"{len(images)} images of {name} at {config.size}×{config.size}."
-        print(f"{about}\n{plain(header, [[c.strip('*') for c in row] for row in rows])}\n{verdict(table)}\n")
-        pages.append(markdown(origin, header, rows, about) + f"\n{verdict(table)}\n")
+        print(f"{len(images)} images of {name}")
+        print(plain(header, [[c.strip("*") for c in row] for row in rows]), verdict(table), "", sep="\n")
         found.append({"folder": name, "images": len(images), "size": config.size, "shares": table})
     write_json(arguments.out, {**origin, "results": found})
     if arguments.markdown:
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text("\n".join([PAGE, *pages]), encoding="utf-8")
+        arguments.markdown.write_text(page({**origin, "results": found}), encoding="utf-8")
 
 
 if __name__ == "__main__":

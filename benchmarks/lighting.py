@@ -33,11 +33,6 @@ from pad.images.named import DATASETS
 from pad.images.resolve import resolve
 from pad.judging.metrics import detection_metrics
 
-PAGE = """# Light
-
-Normal images at other brightness, flagged at a rate of 5 % and of 10 %, and ROC AUC against anomalies as they
-are. Folds of training images; no test image was opened.
-"""
 FOLDERS = {
     "dogs": ("dogs-cats/train/dog", "dogs-cats/train/cat"),
     "cats": ("dogs-cats/train/cat", "dogs-cats/train/dog"),
@@ -177,6 +172,11 @@ def rows_of(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str
     return header, rows
 
 
+def page(content: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    return markdown(content, *rows_of(content["results"]), "Flagged: at 5 % / at 10 %.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="where the unpacked datasets lie")
@@ -211,8 +211,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(plain(header, rows))
     if arguments.markdown:
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        note = "Flagged: at 5 % / at 10 %."
-        arguments.markdown.write_text(f"{PAGE}\n{markdown(origin, header, rows, note)}", encoding="utf-8")
+        arguments.markdown.write_text(page({**origin, "results": results}), encoding="utf-8")
 
 
 def _task(name: str, arguments: argparse.Namespace) -> Task:

@@ -97,7 +97,7 @@ def fitted_peer(kind: str, backbone: Any, normal: Tensor) -> Judge:
 
 def fitted_pad(detector: Any, normal: Any) -> Judge:
     looked = look(detector, normal)
-    calibrate_quick(detector, looked, fit_quick(detector, looked))
+    calibrate_quick(detector, fit_quick(detector, looked))
 
     def judge(x: Tensor) -> tuple[Tensor, Tensor]:
         features = detector.features(x)
@@ -156,6 +156,11 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     return header, [[row["task"], row["method"], *(f"{row[k]:.3f}" for k in keys)] for row in rows]
 
 
+def page(content: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    return markdown(content, *table(content["results"]), "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-root", type=Path, required=True, metavar="DIR")
@@ -171,7 +176,7 @@ def main() -> None:
         write_json(arguments.out, {**origin, "results": rows})
     print(plain(*table(rows)))
     if arguments.markdown:
-        arguments.markdown.write_text(markdown(origin, *table(rows), ""), encoding="utf-8")
+        arguments.markdown.write_text(page({**origin, "results": rows}), encoding="utf-8")
 
 
 if __name__ == "__main__":

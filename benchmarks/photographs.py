@@ -289,6 +289,15 @@ def promises(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
+def page(content: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    rows = content["results"]
+    if any("rates" in row for row in rows):
+        return markdown(content, *promise_table(rows), "Means over splits and their standard errors.")
+    text = markdown(content, *table(rows), "")
+    return text + "\n" + markdown(content, *promises(rows), "Means over draws and their standard errors.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-root", type=Path, required=True, metavar="DIR")
@@ -314,14 +323,10 @@ def main() -> None:
             write_json(arguments.out, {**origin, "results": rows})
     if arguments.splits:
         print(plain(*promise_table(rows)))
-        if arguments.markdown:
-            arguments.markdown.write_text(markdown(origin, *promise_table(rows), ""), encoding="utf-8")
-        return
-    print(plain(*table(rows)), plain(*promises(rows)), sep="\n\n")
+    else:
+        print(plain(*table(rows)), plain(*promises(rows)), sep="\n\n")
     if arguments.markdown:
-        text = markdown(origin, *table(rows), "")
-        text += "\n" + markdown(origin, *promises(rows), "Means over draws and their standard errors.")
-        arguments.markdown.write_text(text, encoding="utf-8")
+        arguments.markdown.write_text(page({**origin, "results": rows}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -288,6 +288,16 @@ def remarks(summary: dict[str, dict[str, Any]], names: dict[int, str], results: 
     return " ".join(sentences)
 
 
+def page(content: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    results, seeds, summary = content["results"], content["seeds"], content["roc_auc"]
+    names = {result["class"]: result["name"] for result in results}
+    several = len(seeds) > 1
+    note = f"Seed{'s' if several else ''} {', '.join(map(str, seeds))}"
+    note += "; mean ± standard deviation over seeds" if several else ""
+    return markdown(content, *table_rows(summary, names), f"{note}. {remarks(summary, names, results)}")
+
+
 def report(arguments: argparse.Namespace) -> None:
     """results.json, the table, and what else was asked for."""
     results = [found for job in wanted(arguments) if (found := read_result(arguments, *job))]
@@ -302,11 +312,8 @@ def report(arguments: argparse.Namespace) -> None:
     note = remarks(summary, names, results)
     print(f"{plain(header, rows)}\n{note}")
     if arguments.markdown:
-        seeds = f"Seed{'s' if len(arguments.seeds) > 1 else ''} {', '.join(map(str, arguments.seeds))}"
-        spread = "; mean ± standard deviation over seeds" if len(arguments.seeds) > 1 else ""
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        text = markdown(origin, header, rows, f"{seeds}{spread}. {note}")
-        arguments.markdown.write_text(text, encoding="utf-8")
+        arguments.markdown.write_text(page(content), encoding="utf-8")
     if arguments.figure:
         from figure import draw_quality
 

@@ -241,13 +241,22 @@ def run(arguments: argparse.Namespace) -> None:
         }
     finally:
         service.close()
-    write_json(arguments.out, {**origin, "threads": os.environ.get("OMP_NUM_THREADS"), "results": results})
-    rows = [[f"{part}: {name}", f"{value:.4g}" if isinstance(value, float) else str(value)]
-            for part, values in results.items() for name, value in values.items()]  # fmt: skip
-    print(plain(["what", "found"], rows))
+    content = {**origin, "threads": os.environ.get("OMP_NUM_THREADS"), "results": results}
+    write_json(arguments.out, content)
+    print(plain(*table(content)))
     if arguments.markdown:
-        text = markdown(origin, ["what", "found"], rows, "")
-        arguments.markdown.write_text(f"# A service under load\n\n{text}", encoding="utf-8")
+        arguments.markdown.write_text(page(content), encoding="utf-8")
+
+
+def table(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = [[f"{part}: {name}", f"{value:.4g}" if isinstance(value, float) else str(value)]
+            for part, values in content["results"].items() for name, value in values.items()]  # fmt: skip
+    return ["what", "found"], rows
+
+
+def page(content: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    return markdown(content, *table(content), "")
 
 
 if __name__ == "__main__":

@@ -427,29 +427,39 @@ def run(arguments: argparse.Namespace) -> None:
         content["start"] = start_up(folder / "model", folder / "png" / "000000.png", arguments.starts)
         content["rank_correlation"] = rank_correlation(arguments, arguments.model or str(folder / "model"))
     write_json(arguments.out, content)
+    for name, found in content["devices"].items():
+        print(f"{found['hardware']}\n{plain(*table(name, found))}")
+    print(remarks(content))
+    if arguments.markdown:
+        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
+        arguments.markdown.write_text(page(content), encoding="utf-8")
+
+
+def remarks(content: dict[str, Any]) -> str:
+    """What the tables do not say, in sentences."""
     start = content["start"]
-    words = (
+    words = [
         f"`pad evaluate` on one image: {start['start_seconds']:.1f} s from a cold start, of which imports "
         f"{start['import_seconds']:.1f} s, this package's own {start['own_import_seconds']:.2f} s. "
         f"Rank correlation of scores in bfloat16 and float32: {content['rank_correlation']:.5f}."
-    )
-    pages = []
-    for name, found in content["devices"].items():
-        header, rows = table(name, found)
-        print(f"{found['hardware']}\n{plain(header, rows)}")
+    ]
+    for found in content["devices"].values():
         if ahead := found.get("overtaken"):
-            line = (
+            words.append(
                 f"pad reaches the published recipe's {ahead['roc_auc']:.3f} in {ahead['pad_minutes']:.2g} "
                 f"instead of {ahead['published_minutes']:.2g} minutes, "
                 f"{ahead['times_shorter']:.0f} times sooner."
             )
-            print(line)
-            words = f"{words} {line}"
-        pages.append(markdown({**origin, "hardware": found["hardware"]}, header, rows, ""))
-    print(words)
-    if arguments.markdown:
-        arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text("\n".join([*pages, words + "\n"]), encoding="utf-8")
+    return " ".join(words)
+
+
+def page(content: dict[str, Any]) -> str:
+    """The results in Markdown, a table for each device."""
+    tables = [
+        markdown({**content, "hardware": found["hardware"]}, *table(name, found), "")
+        for name, found in content["devices"].items()
+    ]
+    return "\n".join([*tables, f"{remarks(content)}\n"])
 
 
 def main() -> None:

@@ -285,16 +285,25 @@ def run(arguments: argparse.Namespace) -> None:
             results["never"] = never(arguments, work / "model", work / "never")
         if "drift" in arguments.parts:
             results["drift"] = drift(arguments, work / "model", others, work / "drift")
-    write_json(arguments.out, {**origin, "seed": arguments.seed, "results": results})
+    content = {**origin, "seed": arguments.seed, "results": results}
+    write_json(arguments.out, content)
+    print(plain(*table(content)))
+    if arguments.markdown:
+        arguments.markdown.write_text(page(content), encoding="utf-8")
+
+
+def table(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [
         [f"{part}: {name}", _cell(value)]
-        for part, values in results.items()
+        for part, values in content["results"].items()
         for name, value in values.items()
     ]
-    print(plain(["what", "found"], rows))
-    if arguments.markdown:
-        text = markdown(origin, ["what", "found"], rows, f"At a false-alarm rate of {FPR:.0%}.")
-        arguments.markdown.write_text(f"# A stream\n\n{text}", encoding="utf-8")
+    return ["what", "found"], rows
+
+
+def page(content: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    return markdown(content, *table(content), f"At a false-alarm rate of {FPR:.0%}.")
 
 
 def _cell(value: Any) -> str:

@@ -24,7 +24,7 @@ DATA = Path(__file__).parent.parent / "tests" / "data" / "fashion"
 def main(model: str, pictures: list[Path], state: Path, seconds: float) -> None:
     # Paths go in on standard input, a line each; lines of JSON come out at once.
     command = [sys.executable, "-m", "pad", "watch", model, "-", "--state", str(state), "--adopt", "ask"]
-    if importlib.util.find_spec("fastapi"):  # pip install 'pad[serve]'
+    if importlib.util.find_spec("fastapi"):  # pip install 'pad-anomaly[serve]'
         command += ["--port", "0"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as watcher:
         for path in pictures:

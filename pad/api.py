@@ -133,7 +133,7 @@ def table(
     try:
         import pandas
     except ImportError:
-        raise PadError("a DataFrame needs pandas: pip install 'pad[pandas]'") from None
+        raise PadError("a DataFrame needs pandas: pip install 'pad-anomaly[pandas]'") from None
     detector = load(model) if isinstance(model, str | Path) else model
     images = named_images(images)
     image_set = images if isinstance(images, ImageSet) else files_or_pictures(images)

@@ -141,7 +141,7 @@ class Config:
     log_every: int = 50  # steps
     sample_every: int = 500  # steps between sample grids; 0: none
     checkpoint_every: int = 500  # steps
-    tensorboard: bool = False  # also write TensorBoard events (the extra `pad[tensorboard]`)
+    tensorboard: bool = False  # also write TensorBoard events (the extra `pad-anomaly[tensorboard]`)
 
     def __post_init__(self) -> None:
         check(self)

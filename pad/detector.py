@@ -403,6 +403,7 @@ class Detector:
         allow_trained: bool = False,
         quick_scores: np.ndarray | None = None,
         belonging: np.ndarray | None = None,
+        map_scale: MapScale | None = None,
     ) -> Calibration:
         """Sets the calibration from normal images that were not trained on; with it how views are fused, the
         scale of anomaly maps, and some latents, from which fine-tuning can replay what is normal
@@ -411,6 +412,7 @@ class Detector:
         quick_scores: of the same images in the quick views, (n, v), by fits that did not see them, where
             these views were fitted on the images as well (pad/learning/cross_fit.py).
         belonging: which of the images say how views are fused, (n,) bool; all of them by default.
+        map_scale: of the maps of such images by the same fits; by default it is measured on the images.
 
         Raises PadError if an image cannot be read, or if the model was trained on one: such images score
         too low, so that the threshold would be too low for new ones. `allow_trained` takes them all the
@@ -435,7 +437,8 @@ class Detector:
                 latents.append(examined.latents)
                 yield from examined.maps.numpy()
 
-        extra["map_scale"] = MapScale.from_maps(maps()).to_dict()
+        measured = MapScale.from_maps(maps())
+        extra["map_scale"] = (map_scale or measured).to_dict()
         scores = torch.cat(views).numpy()
         if quick_scores is not None:
             extra["cross_fitted"] = True
@@ -572,6 +575,9 @@ class Detector:
             with torch.device("meta"):
                 networks = build_networks(config)
             networks.load_state_dict({k: files.tensors[k] for k in networks.state_dict()}, assign=True)
+            for key in ("encoder.norm.count", "encoder.norm.variance"):
+                if (files.tensors[key] < 0).any():
+                    raise PadError(f"{folder}: tensor '{key}' must not be negative; refused")
             similarity.load_statistics_state(statistics)
             generator = GeneratorView(config, networks, similarity, target)
         if config.quick_views:

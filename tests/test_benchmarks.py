@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -369,3 +370,40 @@ def test_a_dirty_training_is_measured_and_its_strangers_counted(data_root: Path,
     assert next(row["ranked"] for row in results if "ranked" in row) == 1
     assert "strangers among the first of the ranking" in done.stdout
     assert (tmp_path / "c.md").read_text(encoding="utf-8").count("\n| fashion-mnist") == 2
+
+
+def test_all_evidence_is_made_once_and_goes_on(tmp_path: Path) -> None:
+    words = ["--quick", "--out", "out", "--only", "contrast"]
+    said = bench("run_all.py", *words, "--dry-run", cwd=tmp_path).stdout
+    assert said == "contrast       a minute\n"
+    assert not (tmp_path / "out").exists()
+    # What a benchmark that was stopped has left is no result.
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "contrast.json").write_text('{"results": [')
+    bench("run_all.py", *words, cwd=tmp_path)
+    result = tmp_path / "out" / "contrast.json"
+    content = json.loads(result.read_text(encoding="utf-8"))
+    assert content["command"] == "python benchmarks/contrast.py photographs --out contrast.json"
+    before = result.stat().st_mtime_ns
+    assert bench("run_all.py", *words, cwd=tmp_path).stdout.startswith("contrast       done at ")
+    assert result.stat().st_mtime_ns == before
+    # Made by other words it is made again.
+    stamp = tmp_path / "out" / ".run_all" / "contrast.done"
+    stamp.write_text(stamp.read_text().replace("photographs", "fashion"))
+    assert bench("run_all.py", *words, "--dry-run", cwd=tmp_path).stdout == said
+
+
+def test_a_job_that_fails_is_told_and_hours_are_said_before(tmp_path: Path) -> None:
+    words = ["--data-root", ".", "--out", "out", "--only", "localize", "cifar10"]
+    done = bench("run_all.py", *words, cwd=tmp_path, status=1)
+    lines = done.stdout.splitlines()
+    assert lines[2] == "together about 2.1 h"
+    assert re.match(r"localize: failed with status \d, see .*localize\.log", lines[3])
+    assert lines[4].startswith("cifar10: failed")
+    assert not list((tmp_path / "out").glob("*.json"))
+    for wrong, told in (
+        (["--only", "photograph", "--data-root", "."], "--only photograph: there is no such result"),
+        (["--only", "cifar10"], "--data-root DIR: where the data sets lie"),
+        (["--quick"], "--quick takes --out DIR"),
+    ):
+        assert told in bench("run_all.py", *wrong, cwd=tmp_path, status=2).stderr

@@ -83,7 +83,7 @@ def worker_of(process: int) -> int:
 def test_stopped_and_gone_on_with_and_a_worker_killed_the_rows_are_those_of_one_process(
     pictures: Path, plain: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray", reason="needs the extra pad[ray]")
+    pytest.importorskip("ray", reason="needs the extra pad-anomaly[ray]")
     process = begin(pictures, "--out", tmp_path)
     _, error = once_begun(process, tmp_path, lambda: process.send_signal(signal.SIGTERM))
     assert process.returncode == 128 + signal.SIGTERM, error

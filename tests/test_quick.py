@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import pad
+from pad.images.tiles import as_seen
+from pad.judging.map_scale import scale_of
 
 SMALL = [
     "latent_dim=8", "generator_channels=[8,8,8]", "encoder_channels=[8,8,8]", "critic_channels=[8,8,8]",
@@ -58,6 +60,22 @@ def test_few_images_are_fitted_without_a_generator_and_told_so_before(quick: tup
     assert config_of(folder)["recipe"]["steps"] == 0
     assert {key.split(".")[0] for key in tensors_of(folder)} == {"views", "fusion"}
     assert not list((folder / "checkpoints").glob("*"))
+
+
+def test_maps_are_drawn_on_what_new_normal_images_have(quick: tuple[Path, str], fashion: Path) -> None:
+    """Not on maps of images by views that were fitted on them, which are far too low."""
+    detector = pad.load(quick[0], device="cpu")
+    scale = scale_of(detector.calibration)
+    assert scale is not None
+
+    def maps(kind: str) -> torch.Tensor:
+        files = sorted((fashion / "test" / kind).glob("*.png"))
+        return detector.examine(as_seen(files, detector.config)).maps
+
+    normal = maps("normal")
+    assert (normal > scale.low).float().mean() < 0.1  # 5 % of the pixels of normal images
+    assert (normal.amax((1, 2)) > scale.high).float().mean() < 0.1  # 1 % of such images
+    assert (maps("bag").amax((1, 2)) > scale.high).float().mean() > 0.5
 
 
 def test_evaluation_of_quick_views(quick: tuple[Path, str], fashion: Path, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 import pad
 from pad.config import zoo_folder
@@ -211,3 +213,14 @@ def test_a_stranger_cannot_ask_for_networks_that_are_not_in_the_file(tmp_path: P
     with pytest.raises(PadError, match="does not fit its config"):
         pad.load(folder, "cpu")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+@pytest.mark.parametrize("key", ["encoder.norm.count", "encoder.norm.variance"])
+def test_statistics_of_latents_are_not_negative(key: str, tmp_path: Path) -> None:
+    """A count of -1 ended fine-tuning in a division by zero: found by benchmarks/mutate_models.py."""
+    folder = shutil.copytree(zoo_folder() / "digits" / "three", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[key] -= 1 + tensors[key].max()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(PadError, match=f"'{key}' must not be negative"):
+        pad.load(folder, "cpu")

@@ -405,4 +405,4 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=100
     )
     assert done.returncode == 2
-    assert done.stderr == "pad: fastapi is not installed: python -m pip install 'pad[serve]'\n"
+    assert done.stderr == "pad: fastapi is not installed: python -m pip install 'pad-anomaly[serve]'\n"

@@ -182,6 +182,18 @@ def test_show(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "license:" not in text  # the front matter is for the hub
 
 
+def test_show_finds_the_one_meant(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = run(capsys, "show", NAME, "--root", str(root))
+    assert run(capsys, "show", "zero", "--root", str(root)) == whole
+    assert "use       zoo:fashion-mnist/ankle-boot" in run(capsys, "show", "ankle-boot")
+    shutil.copytree(root / "digits" / "zero", root / "letters" / "zero")
+    assert main(["show", "zero", "--root", str(root)]) == 2
+    assert capsys.readouterr().err == "pad: the zoo has several models 'zero': digits/zero, letters/zero\n"
+    for name in ("", "ero", "../zero", "digits"):
+        assert main(["show", name, "--root", str(root)]) == 2
+        assert capsys.readouterr().err.startswith(f"pad: the zoo has no model '{name}'")
+
+
 def test_the_installed_zoo_is_consistent() -> None:
     assert list_models() == [f"zoo:{name}" for name in zoo_names()]
     for name in read_index():

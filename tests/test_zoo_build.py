@@ -124,6 +124,24 @@ def test_a_finished_run_is_taken_as_it_is(built: tuple[Path, Path], tmp_path: Pa
     assert (other / NAME / "model.safetensors").read_bytes() == same[0]
 
 
+def test_a_model_of_quick_views_alone_says_what_it_is(fashion: Path, tmp_path: Path) -> None:
+    write_table(tmp_path / "zoo", fashion, steps=0, set=["keep_normals=8"])
+    assert build(tmp_path / "zoo", tmp_path / "runs") == 0
+    folder = tmp_path / "zoo" / NAME
+    card = (folder / "README.md").read_text()
+    assert "quick views (whole, middle, parts)" in card
+    assert "| calibrated on | 120 of them, each judged by views that were fitted without it |" in card
+    assert "generator" not in card
+    assert "steps" not in card.partition("## How it was made")[2].replace("--steps 0", "")
+    with Image.open(folder / "card.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert (pixels == (252, 255, 164)).all(
+        1
+    ).mean() < 0.05  # the maps' brightest colour: few places are so unusual
+    coloured = pixels[np.ptp(pixels, axis=1) > 30]  # the pictures are grey
+    assert len(np.unique(coloured, axis=0)) > 20
+
+
 def test_a_run_of_other_settings_or_images_is_refused(
     built: tuple[Path, Path], fashion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,7 +186,7 @@ def test_every_shipped_model_is_in_the_table() -> None:
 
 def test_the_zoo_is_small() -> None:
     files = [path for path in zoo_folder().rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 32e6
+    assert sum(path.stat().st_size for path in files) < 55e6  # the wheel stays under 60 MB
 
 
 @pytest.mark.parametrize("name", list(read_index()))

@@ -1,1 +1,1 @@
-"""Scoring on many processors and machines by Ray. Needs the extra `pad[ray]`."""
+"""Scoring on many processors and machines by Ray. Needs the extra `pad-anomaly[ray]`."""

@@ -16,4 +16,4 @@ def from_extra(module: str, extra: str) -> ModuleType:
         missing = (error.name or "").partition(".")[0]
         if missing == "pad":
             raise
-        raise PadError(f"{missing} is not installed: python -m pip install 'pad[{extra}]'") from None
+        raise PadError(f"{missing} is not installed: python -m pip install 'pad-anomaly[{extra}]'") from None

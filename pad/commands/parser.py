@@ -83,13 +83,14 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("csv", "jsonl", "json", "parquet"),
         default="csv",
-        help="of the scores file (parquet: pip install 'pad[parquet]')",
+        help="of the scores file (parquet: pip install 'pad-anomaly[parquet]')",
     )
     parser.add_argument(
         "--report", action="store_true", help="write one HTML page to look at: DIR/report.html"
     )
     parser.add_argument("--projection", choices=("pca", "umap"), default="pca",
-                        help="of the report's map of latents (umap: pip install 'pad[umap]')")  # fmt: skip
+                        help="of the report's map of latents (umap: pip install "
+                        "'pad-anomaly[umap]')")  # fmt: skip
     parser.add_argument("--explain", nargs="?", type=_positive_int, const=100, metavar="N",
                         help="draw why, for the N most anomalous images (default 100): "
                         "DIR/explanations")  # fmt: skip
@@ -111,7 +112,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
                         help=f"images scored at a time (default {BATCH_SIZE})")  # fmt: skip
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="score on the Ray cluster at "
                         "ADDRESS, or on the processors of this machine; goes on where it was stopped (pip "
-                        "install 'pad[ray]')")  # fmt: skip
+                        "install 'pad-anomaly[ray]')")  # fmt: skip
 
 
 def _evaluate(arguments: Arguments) -> int:
@@ -178,8 +179,8 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="run folder, model folder, zoo:NAME or "
                         "hf-hub:ORG/REPO[@REV]; or proposals, accept, reject, rollback")  # fmt: skip
     parser.add_argument("source", nargs="?", metavar="SOURCE", help="a folder in which pictures appear, a "
-                        "video, a camera's index or rtsp:// address (pip install 'pad[watch]'), or -: paths "
-                        "or JSON on standard input; or the ID of a proposal")  # fmt: skip
+                        "video, a camera's index or rtsp:// address (pip install 'pad-anomaly[watch]'), or "
+                        "-: paths or JSON on standard input; or the ID of a proposal")  # fmt: skip
     parser.add_argument(
         "--state", required=True, metavar="DIR", help="folder of all that is to be remembered"
     )
@@ -194,7 +195,7 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--webhook", metavar="URL", help="post what is flagged or proposed, and drift, "
                         "there, signed with PAD_WEBHOOK_SECRET")  # fmt: skip
     parser.add_argument("--port", type=_whole, metavar="P", help="serve a page to look at and decide on, at "
-                        "this port of this machine (pip install 'pad[serve]')")  # fmt: skip
+                        "this port of this machine (pip install 'pad-anomaly[serve]')")  # fmt: skip
     parser.add_argument("--once", action="store_true", help="stop when all that is there was judged")
     parser.add_argument("--name", metavar="NAME", help="with reject: what kind of anomaly it is")
     _add_weights(parser)
@@ -356,7 +357,7 @@ _COMMANDS = {
     "clean": (_add_clean, "rank what does not belong in an unlabelled folder, and move it aside"),
     "export": (_add_export, "write a model as one ONNX graph: pixels in, verdicts out"),
     "calibrate": (_add_calibrate, "recalibrate a model on your own normal images, without training"),
-    "serve": (_add_serve, "answer over HTTP (pip install 'pad[serve]')"),
+    "serve": (_add_serve, "answer over HTTP (pip install 'pad-anomaly[serve]')"),
     "watch": (_add_watch, "judge a stream of images, and learn new kinds of normal"),
 }
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from pad.config import zoo_folder
 from pad.errors import PadError, printable
 from pad.registry.publish import plan, upload
-from pad.store.hub import resolve_model, suggest, zoo_names
-from pad.store.index import ZooModel, is_inside, read_index
+from pad.store.hub import meant, resolve_model, suggest, zoo_names
+from pad.store.index import ZooModel, read_index
 from pad.store.model_folder import CARD, LIMITS, present, read_inside, read_model
 
 
@@ -45,11 +45,9 @@ def list_command(args: argparse.Namespace) -> int:
 def show_command(args: argparse.Namespace) -> int:
     """Prints the index entry and the card of one model."""
     root = args.root or zoo_folder()
-    name = args.name.removeprefix("zoo:")
+    name = meant(args.name.removeprefix("zoo:"), root)
     model = read_index(root).get(name)
     folder = root / (model.folder if model else name)
-    if model is None and not (is_inside(name) and name and present(folder)):
-        raise PadError(f"the zoo has no model '{name}'{suggest(name, root)}")
     print(f"use       zoo:{name}")
     if model is not None:
         print(f"title     {printable(model.title)}\ndataset   {printable(model.dataset)}")

@@ -37,7 +37,7 @@ def to_onnx(detector: Detector, name: str, fingerprint: str, opset: int = OPSET)
     """The detector as an `onnx.ModelProto`, which says of itself that it is the model `name`.
 
     detector: on the CPU, in single precision. Raises PadError for one that cannot be exported, or without the
-    extra `pad[onnx]`.
+    extra `pad-anomaly[onnx]`.
     """
     onnx = _onnx()
     if opset < LEAST_OPSET:
@@ -66,7 +66,7 @@ def _onnx() -> Any:
         import onnxruntime  # noqa: F401 - of the check that follows
         import onnxscript  # noqa: F401 - of torch's exporter
     except ImportError as error:
-        raise PadError(f"pad export needs the extra: pip install 'pad[onnx]' ({error})") from None
+        raise PadError(f"pad export needs the extra: pip install 'pad-anomaly[onnx]' ({error})") from None
     return onnx
 
 

@@ -131,7 +131,7 @@ def _parquet(shard: RemoteFile) -> Any:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise PadError("a Parquet file needs pyarrow: python -m pip install 'pad[parquet]'") from None
+        raise PadError("a Parquet file needs pyarrow: python -m pip install 'pad-anomaly[parquet]'") from None
     try:
         return parquet.ParquetFile(file_system(shard.protocol).open(shard.path, "rb"))
     except FileNotFoundError:

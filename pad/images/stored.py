@@ -9,7 +9,9 @@ from pad.errors import PadError
 from pad.images.conventions import MASK_FOLDER, NORMAL_FOLDERS, counts_as_image
 from pad.images.imageset import Content, ImageSet, Purpose, Sample
 from pad.images.shards import is_shard, members
-from pad.images.urls import RemoteFile, listed
+from pad.images.urls import RemoteFile, is_glob, listed
+
+_Inside = tuple[tuple[str, ...], RemoteFile]  # where a file lies in its folder
 
 
 def from_url(url: str, purpose: Purpose) -> ImageSet:
@@ -20,13 +22,10 @@ def from_url(url: str, purpose: Purpose) -> ImageSet:
     kept = [(parts, file) for parts, file in inside if _counts(parts)]
     if not kept and (shards := [file for parts, file in inside if _is_shard(parts)]):
         return from_shards([(file.identity, file) for file in shards], PurePosixPath(base).name)
-    folders = {parts[0] for parts, _ in kept if len(parts) > 1}
-    if "test" in folders and ("train" in folders or _beside_masks(inside)):
-        tests = [(parts[1:], file) for parts, file in kept if parts[0] == "test" and len(parts) > 1]
-        if _normal_folders(tests):
-            normal = [(p[1:], f) for p, f in kept if p[0] == "train" and len(p) > 2 and _is_normal(p[1])]
-            kept = tests if purpose == "evaluate" else normal
-    normal_folders = _normal_folders(kept)
+    normal_folders: set[str] = set()
+    if not is_glob(url):  # as on a disk, files that a pattern names have no labels
+        kept = _part_of_mvtec(kept, inside, purpose)
+        normal_folders = _normal_folders(kept)
     chosen: list[tuple[RemoteFile, str | None, bool | None]] = []
     for parts, file in kept:
         kind = parts[0] if normal_folders and len(parts) > 1 else None
@@ -43,6 +42,18 @@ def from_url(url: str, purpose: Purpose) -> ImageSet:
         ["/".join((source, *_parts(base, file.path))) for file, _, _ in chosen],
         source,
     )
+
+
+def _part_of_mvtec(kept: list[_Inside], inside: list[_Inside], purpose: Purpose) -> list[_Inside]:
+    """Of a folder in the layout of MVTec the part for a purpose; of any other all."""
+    folders = {parts[0] for parts, _ in kept if len(parts) > 1}
+    if "test" not in folders or not ("train" in folders or _beside_masks(inside)):
+        return kept
+    tests = [(parts[1:], file) for parts, file in kept if parts[0] == "test" and len(parts) > 1]
+    if not _normal_folders(tests):
+        return kept
+    normal = [(p[1:], f) for p, f in kept if p[0] == "train" and len(p) > 2 and _is_normal(p[1])]
+    return tests if purpose == "evaluate" else normal
 
 
 def from_shards(shards: Iterable[tuple[str, RemoteFile]], source: str) -> ImageSet:
@@ -74,7 +85,7 @@ def _is_shard(parts: tuple[str, ...]) -> bool:
     return not any(part.startswith(".") for part in parts) and is_shard(parts[-1])
 
 
-def _beside_masks(inside: list[tuple[tuple[str, ...], RemoteFile]]) -> bool:
+def _beside_masks(inside: list[_Inside]) -> bool:
     return any(parts[0].lower() == MASK_FOLDER for parts, _ in inside)
 
 
@@ -82,7 +93,7 @@ def _is_normal(folder: str) -> bool:
     return folder.lower() in NORMAL_FOLDERS
 
 
-def _normal_folders(kept: list[tuple[tuple[str, ...], RemoteFile]]) -> set[str]:
+def _normal_folders(kept: list[_Inside]) -> set[str]:
     """The folders of normal images, if others lie beside them; else none."""
     folders = {parts[0] for parts, _ in kept if len(parts) > 1}
     normal = {folder for folder in folders if _is_normal(folder)}

@@ -34,6 +34,11 @@ def file_system(protocol: str) -> Any:
         raise PadError(f"{protocol}://: {one_line(str(error))}") from None
 
 
+def is_glob(url: str) -> bool:
+    """Whether it is a pattern."""
+    return any(magic in url for magic in "*?[")
+
+
 def split(url: str) -> tuple[str, str]:
     """Protocol and the path as the file system has it."""
     protocol = url.partition("://")[0]
@@ -78,7 +83,7 @@ def listed(url: str) -> tuple[str, list[RemoteFile]]:
     protocol, path = split(url)
     system = file_system(protocol)
     try:
-        if any(magic in path for magic in "*?["):
+        if is_glob(path):
             found = {k: v for k, v in system.glob(path, detail=True).items() if v["type"] == "file"}
             base = re.split(r"[*?\[]", path)[0].rpartition("/")[0]
         elif system.isfile(path):

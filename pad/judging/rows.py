@@ -220,7 +220,7 @@ def _check_parquet(destination: str | Path) -> None:
     if str(destination) == "-":
         raise PadError("--format parquet writes a file: name a folder with --out")
     if importlib.util.find_spec("pyarrow") is None:
-        raise PadError("--format parquet needs pyarrow: python -m pip install 'pad[parquet]'")
+        raise PadError("--format parquet needs pyarrow: python -m pip install 'pad-anomaly[parquet]'")
 
 
 def _write_parquet(rows: Iterable[Row], destination: str | Path) -> None:

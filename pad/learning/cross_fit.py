@@ -24,16 +24,13 @@ from pad.views.features import Features, joined_features
 from pad.views.quick import QuickViews
 
 FOLDS = 5
-FEW = 100  # pictures up to which there are twice as many folds
+FEW = 160  # pictures up to which there are twice as many folds, shrunk as the fit on all is
 _JACKKNIFE = 20  # pictures up to which each is a fold of its own
 
 
 def folds_of(pictures: int) -> int:
-    """How many folds so many pictures are cut into.
-
-    The more, the nearer is a fit on all but one of them to the fit on all that is judged by in the end. With
-    few pictures a fifth less makes a difference: the fewer, the more the covariances are shrunk.
-    """
+    """How many folds so many pictures are cut into: the more, the nearer is a fit on all but one of them to
+    the fit on all that is judged by in the end."""
     if pictures <= _JACKKNIFE:
         return pictures
     return 2 * FOLDS if pictures <= FEW else FOLDS
@@ -87,12 +84,19 @@ def fits_by_fold(
     fold = fold_of_each(hashes, seed)
     if not fold.any():
         raise PadError(f"all {len(fold)} normal images are copies of one picture; give at least 2 pictures")
+    like = None
+    if _JACKKNIFE < len(np.unique(hashes)) <= FEW:
+        # Of few pictures a tenth more makes covariances to be shrunk so much less that all distances grow,
+        # those of normal images too: judged by folds shrunk by themselves, too many would be flagged.
+        everything = torch.ones(len(fold), dtype=torch.bool) if teaching is None else teaching
+        like = copy.deepcopy(views, {id(views.backbone): views.backbone})
+        like.fit(taught(normal, varied, everything))
     for held_out in fold.unique():
         # A copy but for the backbone, which no fit changes.
         fitted = copy.deepcopy(views, {id(views.backbone): views.backbone})
         others = fold != held_out
         chosen = others if teaching is None else others & teaching
-        yield fold == held_out, fitted.fit(taught(normal, varied, chosen))
+        yield fold == held_out, fitted.fit(taught(normal, varied, chosen), like)
 
 
 def taught(normal: Features, varied: Features | None, chosen: Tensor) -> Features:

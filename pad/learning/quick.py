@@ -20,7 +20,7 @@ from pad.images.resize import at_side
 from pad.images.stream import Batch, each_batch
 from pad.images.variation import draw, in_variation, varied
 from pad.judging.map_scale import MapScale
-from pad.learning.cross_fit import out_of_fold_scores, taught
+from pad.learning.cross_fit import fits_by_fold, taught
 from pad.learning.strangers import farthest, standing_apart
 from pad.progress import progress_bar
 from pad.views.features import Features, joined_features
@@ -122,9 +122,12 @@ class Fitted(NamedTuple):
     scores: np.ndarray  # (n, v) float32: of each image in each view, by fits that did not see it
     belonging: np.ndarray  # (n,) bool: what was fitted on
     calibrating: np.ndarray  # (n,) bool: whose scores calibrate
+    map_scale: MapScale  # of the maps of those, by fits that did not see them
 
     def take(self, rows: list[int]) -> Fitted:
-        return Fitted(self.scores[rows], self.belonging[rows], self.calibrating[rows])
+        return self._replace(
+            scores=self.scores[rows], belonging=self.belonging[rows], calibrating=self.calibrating[rows]
+        )
 
 
 def fit_quick(detector: Detector, looked: Looked, known: bool = False) -> Fitted:
@@ -134,7 +137,7 @@ def fit_quick(detector: Detector, looked: Looked, known: bool = False) -> Fitted
     All images calibrate, those that stand apart as well, so that the rate is held whatever they are: they may
     be a rare kind of normal. Where the user says how many do not belong, these do not.
     """
-    quick, config = quick_of(detector), detector.config
+    config = detector.config
     if len(looked.features) < LEAST_FITTED:
         raise PadError(
             f"the views take at least {LEAST_FITTED} normal images; only {len(looked.features)} can be read"
@@ -147,10 +150,31 @@ def fit_quick(detector: Detector, looked: Looked, known: bool = False) -> Fitted
             int((~belonging).sum()),
             len(belonging),
         )
-    scores = out_of_fold_scores(quick, looked.features, looked.hashes, config.seed, looked.varied, belonging)
-    fit_on(detector, looked, belonging)
     calibrating = belonging if config.contamination else torch.ones_like(belonging)
-    return Fitted(scores.numpy(), belonging.numpy(), calibrating.numpy())
+    scores, map_scale = _judged_out_of_fold(detector, looked, belonging, calibrating)
+    fit_on(detector, looked, belonging)
+    return Fitted(scores.numpy(), belonging.numpy(), calibrating.numpy(), map_scale)
+
+
+def _judged_out_of_fold(
+    detector: Detector, looked: Looked, belonging: Tensor, calibrating: Tensor
+) -> tuple[Tensor, MapScale]:
+    """The scores of all images, (n, v), and what the maps of those that calibrate are drawn on, both by fits
+    that did not see them: to its own fit an image that was learnt is far too near at every place."""
+    quick, config = quick_of(detector), detector.config
+    seen = looked.features if looked.varied is None else looked.varied
+    scores = torch.empty(len(seen), len(quick.names))
+
+    def maps() -> Iterator[np.ndarray]:
+        folds = fits_by_fold(quick, looked.features, looked.hashes, config.seed, looked.varied, belonging)
+        for held_out, fitted in folds:
+            scores[held_out] = fitted.scores(seen.take(held_out))
+            judge = Detector(config, None, fitted, detector.device)
+            for rows in (held_out & calibrating).nonzero().flatten().split(BATCH_SIZE):
+                yield from judge.quick_maps(seen.take(rows)).numpy()
+
+    scale = MapScale.from_maps(maps())  # and fills `scores`
+    return scores, scale
 
 
 def _strangers(looked: Looked, config: Config, known: bool) -> Tensor:
@@ -178,14 +202,10 @@ def quick_of(detector: Detector) -> QuickViews:
     return detector.quick
 
 
-def calibrate_quick(detector: Detector, looked: Looked, fitted: Fitted) -> None:
+def calibrate_quick(detector: Detector, fitted: Fitted) -> None:
     """Calibrates a detector without a generator by what `fit_quick` says."""
-    seen = looked.features if looked.varied is None else looked.varied
-    chosen = torch.from_numpy(fitted.calibrating).nonzero().flatten()
-    maps = (m for part in chosen.split(BATCH_SIZE)
-            for m in detector.quick_maps(seen.take(part)).numpy())  # fmt: skip
-    extra = {"cross_fitted": True, "map_scale": MapScale.from_maps(maps).to_dict()}
-    rows = fitted.take(chosen.tolist())
+    extra = {"cross_fitted": True, "map_scale": fitted.map_scale.to_dict()}
+    rows = fitted.take(np.flatnonzero(fitted.calibrating).tolist())
     detector.calibrate_on(rows.scores, None, extra, belonging=rows.belonging)
 
 

@@ -230,7 +230,7 @@ def _fit_views(
     seen = sorted(set(looked.indices))
     if config.tile is None:
         fitted = fit_quick(detector, looked, known=start is not None)
-        calibrate_quick(detector, looked, fitted)
+        calibrate_quick(detector, fitted)
     else:
         fitted = fit_tiles(detector, looked, chosen, progress)
     detector.card = {
@@ -378,6 +378,7 @@ def _calibrate(
         calibration.subset([looked.indices[row] for row in rows]),
         quick_scores=judged.scores,
         belonging=judged.belonging,
+        map_scale=fitted.map_scale if "parts" in detector.quick.names else None,
     )
     detector.card["data"] = {**detector.card["data"], "apart": int((~fitted.belonging).sum())}
     detector.fitted_on = joined_hashes(hashes_of(training), hashes_of(calibration))
@@ -706,5 +707,7 @@ def _summary_writer() -> Callable[..., Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise PadError("setting 'tensorboard' needs the extra: pip install 'pad[tensorboard]'") from None
+        raise PadError(
+            "setting 'tensorboard' needs the extra: pip install 'pad-anomaly[tensorboard]'"
+        ) from None
     return SummaryWriter

@@ -53,8 +53,9 @@ def fit_tiles(detector: Detector, looked: Looked, images: ImageSet, progress: bo
                     yield from examined.maps.numpy()
                 bar.update(len(of_batch))
 
-    extra = {"cross_fitted": True, "map_scale": MapScale.from_maps(maps()).to_dict()}
+    scale = MapScale.from_maps(maps())
+    extra = {"cross_fitted": True, "map_scale": scale.to_dict()}
     of_views = torch.cat(scores).numpy()
     detector.calibrate_on(of_views, None, extra)
     everyone = np.ones(len(of_views), dtype=bool)
-    return Fitted(of_views, everyone, everyone)
+    return Fitted(of_views, everyone, everyone, scale)

@@ -47,6 +47,8 @@ def write_card(entry: Entry, detector: Detector, summary: Mapping[str, Any], fol
         front_matter=front_matter(entry, summary),
         config=detector.config,
         card=detector.card,
+        has_generator=detector.generator is not None,
+        quick_views=detector.quick.names if detector.quick else [],
         calibration=len(detector.calibration or ()),
         summary=summary,
         metrics=METRIC_NAMES,
@@ -155,7 +157,8 @@ def draw_card(detector: Detector, folder: Path, samples: Sequence[str]) -> None:
     half = len(samples) // 2
     panels = [list(samples[:half][:PICTURED]), list(samples[half:][:PICTURED])]
     figure = Figure(figsize=(8.4, 1.25 * max(map(len, panels)) + 0.5), layout="constrained")
-    brightest = scale.high if (scale := scale_of(detector.calibration)) else None
+    scale = scale_of(detector.calibration)
+    darkest, brightest = (scale.low, scale.high) if scale else (None, None)
     parts: Any = figure.subfigures(1, 2)
     for part, names, title in zip(parts, panels, ("normal", "anomalous"), strict=True):
         axes = part.subplots(len(names), 3, squeeze=False)
@@ -167,7 +170,7 @@ def draw_card(detector: Detector, folder: Path, samples: Sequence[str]) -> None:
             pictures = [_picture(x[row].numpy()), _picture(examined.nearest[row].numpy())]
             for axis, picture in zip(axes[row], pictures, strict=False):
                 axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
-            axes[row][2].imshow(examined.maps[row].numpy(), cmap="inferno", vmin=0, vmax=brightest)
+            axes[row][2].imshow(examined.maps[row].numpy(), cmap="inferno", vmin=darkest, vmax=brightest)
             kind = Path(name).parent.name
             label = f"{examined.scores[row]:.3f}" + ("" if kind == "normal" else f"\n{kind}")
             axes[row][0].set_ylabel(label, fontsize=8)

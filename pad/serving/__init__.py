@@ -1,1 +1,1 @@
-"""HTTP: a detector as a service, and the page of a watcher. Needs the extra `pad[serve]`."""
+"""HTTP: a detector as a service, and the page of a watcher. Needs the extra `pad-anomaly[serve]`."""

@@ -56,8 +56,8 @@ class ReportWriter:
     calibration: of the model, or None. fpr, confidence, fdr: what the verdicts were asked to hold. config: of
     the model, for its crop and fit. scale: what anomaly maps are drawn on; None draws each on its own range.
     model: its name. card: about the model, text or a mapping shown as YAML. command: the command line.
-    projection: of the latents, "pca", or "umap" with the extra `pad[umap]`. limit: thumbnails are kept of
-    so many images, the most anomalous ones; scores, counts and curves are of all.
+    projection: of the latents, "pca", or "umap" with the extra `pad-anomaly[umap]`. limit: thumbnails are
+    kept of so many images, the most anomalous ones; scores, counts and curves are of all.
     Raises PadError for an unknown projection, or where UMAP is asked for and not installed.
     """
 
@@ -299,7 +299,7 @@ def check_projection(name: str) -> None:
     if name not in PROJECTIONS:
         raise PadError(f"the map of latents is made by {' or '.join(PROJECTIONS)}, not '{name}'")
     if name == "umap" and find_spec("umap") is None:
-        raise PadError("a map by UMAP needs the extra: pip install 'pad[umap]'")
+        raise PadError("a map by UMAP needs the extra: pip install 'pad-anomaly[umap]'")
 
 
 def project(latents: NDArray[np.float32], projection: str) -> tuple[NDArray[np.float32], str]:

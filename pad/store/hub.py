@@ -107,6 +107,20 @@ def _resolve_zoo(name: str, root: Path) -> Path:
     raise PadError(f"the zoo has no model '{name}'{suggest(name, root)}")
 
 
+def meant(name: str, root: Path | None = None) -> str:
+    """The name in the zoo that `name` means: itself, or the only one that ends in it ("ankle-boot"). Raises
+    PadError, one line, for one that is not there, and for one of several that it could be."""
+    names = zoo_names(root)
+    if name in names:
+        return name
+    ending = [known for known in names if known.endswith(f"/{name}")]
+    if len(ending) > 1:
+        raise PadError(f"the zoo has several models '{name}': {', '.join(ending)}")
+    if not ending:
+        raise PadError(f"the zoo has no model '{name}'{suggest(name, root)}")
+    return ending[0]
+
+
 def suggest(name: str, root: Path | None = None) -> str:
     """`"; did you mean 'fashion-mnist/bag'?"`, or where to see the list."""
     names = zoo_names(root)

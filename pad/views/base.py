@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -12,8 +12,9 @@ from pad.views.features import Features
 class View(Protocol):
     """A way of looking at images. Its state travels with the model (`state_dict`)."""
 
-    def fit(self, normal: Features) -> None:
-        """From the features of n >= 2 normal images."""
+    def fit(self, normal: Features, like: Any = None) -> None:
+        """From the features of n >= 2 normal images; with covariances shrunk as much as in the last fit of
+        `like`, a view of the same kind, or by default as much as suits n."""
 
     def score(self, features: Features) -> Tensor:
         """(n,) float32 > 0, higher is more anomalous."""

@@ -34,6 +34,7 @@ class Gaussian(nn.Module):
     def __init__(self, features: int, directions: int = DIRECTIONS) -> None:
         super().__init__()
         self.most_directions = directions
+        self.shrinkage: float | None = None  # of the last fit
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("directions", torch.zeros(0, features, dtype=torch.float16))
         self.register_buffer("variances", torch.zeros(0))
@@ -44,14 +45,16 @@ class Gaussian(nn.Module):
         self.directions = self.directions.new_zeros(directions, len(self.mean))
         self.variances = self.variances.new_zeros(directions)
 
-    def fit(self, x: Tensor) -> Gaussian:
-        """From n >= 2 samples (n, c)."""
+    def fit(self, x: Tensor, shrinkage: float | None = None) -> Gaussian:
+        """From n >= 2 samples (n, c); `shrinkage` in [0, 1], by default Ledoit and Wolf's."""
         from sklearn.covariance import ledoit_wolf_shrinkage
 
         self.mean = x.mean(0)
         centred = (x - self.mean).double()
         n, c = centred.shape
-        shrinkage = float(ledoit_wolf_shrinkage(centred.numpy(), assume_centered=True))
+        if shrinkage is None:
+            shrinkage = float(ledoit_wolf_shrinkage(centred.numpy(), assume_centered=True))
+        self.shrinkage = shrinkage
         mean_variance = float(centred.square().sum() / (n * c))
         eigenvalues, vectors = _principal(centred, min(self.most_directions, n - 1, c - 1))
         k = len(eigenvalues)

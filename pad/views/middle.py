@@ -21,8 +21,8 @@ class Middle(nn.Module):
         super().__init__()
         self.gaussian = Gaussian(features)
 
-    def fit(self, normal: Features) -> None:
-        self.gaussian.fit(normal.middle)
+    def fit(self, normal: Features, like: Middle | None = None) -> None:
+        self.gaussian.fit(normal.middle, like.gaussian.shrinkage if like else None)
 
     def score(self, features: Features) -> Tensor:
         return self.gaussian(features.middle).clamp_min(1e-12).sqrt()

@@ -36,6 +36,7 @@ class Parts(nn.Module):
         triangle = self.kept * (self.kept + 1) // 2
         self.register_buffer("factors", torch.zeros(side * side, triangle, dtype=torch.float16))
         self._unpacked: Tensor | None = None
+        self.shrinkage: float | None = None  # of the last fit
 
     @property
     def likeness(self) -> float:
@@ -43,14 +44,17 @@ class Parts(nn.Module):
         [0, 1]."""
         return float(self.mean.float().square().sum(-1).mean() / self.layers)
 
-    def fit(self, normal: Features) -> None:
+    def fit(self, normal: Features, like: Parts | None = None) -> None:
         # A row of places at a time: all of them, of thousands of images, would take gigabytes.
         rows = range(self.side)
         self._centre(normal)
         self.whitening = _whitening(self._some_centred(normal), self.kept)
         covariances, fourth = zip(*(self._moments(normal, row) for row in rows), strict=True)
-        shrunk = _shrunk(torch.cat(covariances), torch.cat(fourth), len(normal))
-        factors = torch.linalg.cholesky(shrunk)
+        moments = torch.cat(covariances), torch.cat(fourth)
+        self.shrinkage = like.shrinkage if like else None
+        if self.shrinkage is None:
+            self.shrinkage = _shrinkage(*moments, len(normal))
+        factors = torch.linalg.cholesky(_shrunk(moments[0], self.shrinkage))
         identity = torch.eye(self.kept, dtype=factors.dtype)
         inverse = torch.linalg.solve_triangular(factors, identity, upper=False)
         lower, upper = torch.tril_indices(self.kept, self.kept)
@@ -126,19 +130,24 @@ def _whitening(x: Tensor, kept: int) -> Tensor:
     return (projection @ (vectors / variances.clamp_min(1e-12).sqrt())).float().contiguous()
 
 
-def _shrunk(covariances: Tensor, fourth: Tensor, n: int) -> Tensor:
-    """Covariances (places, d, d) of n samples z each, shrunk towards multiples of the identity; `fourth` is
-    E[|z|⁴], (places,).
+def _shrinkage(covariances: Tensor, fourth: Tensor, n: int) -> float:
+    """How much covariances of n samples z each, (places, d, d), are shrunk towards multiples of the identity,
+    in [0, 1]; `fourth` is E[|z|⁴], (places,).
 
-    By one intensity for all places, or their distances could not be compared; it is the square of Ledoit and
-    Wolf's (2004), pooled: theirs is the best for the covariance itself, but blurs the directions of least
+    It is one intensity for all places, or their distances could not be compared: the square of Ledoit and
+    Wolf's (2004), pooled. Theirs is the best for the covariance itself, but blurs the directions of least
     variance, which distances are mostly made of.
     """
-    d = covariances.shape[1]
     scale = covariances.diagonal(dim1=1, dim2=2).mean(1)  # mu
     squared = covariances.square().sum((1, 2))
-    spread, noise = squared - d * scale.square(), (fourth - squared) / n  # |S - mu I|² and its expected error
-    intensity = float((noise.sum() / spread.sum().clamp_min(1e-12)).clamp(0, 1)) ** 2
-    identity = torch.eye(d, dtype=covariances.dtype)
+    spread = squared - covariances.shape[1] * scale.square()  # |S - mu I|²
+    noise = (fourth - squared) / n  # its expected error
+    return float((noise.sum() / spread.sum().clamp_min(1e-12)).clamp(0, 1)) ** 2
+
+
+def _shrunk(covariances: Tensor, intensity: float) -> Tensor:
+    """Covariances (places, d, d) and a multiple of the identity each, mixed."""
+    scale = covariances.diagonal(dim1=1, dim2=2).mean(1)
+    identity = torch.eye(covariances.shape[1], dtype=covariances.dtype)
     target = scale.clamp_min(1e-6)[:, None, None] * identity
     return (1 - intensity) * covariances + intensity * target + 1e-6 * identity

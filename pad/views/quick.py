@@ -57,10 +57,10 @@ class QuickViews(nn.Module):
         )
 
     @torch.no_grad()
-    def fit(self, normal: Features) -> QuickViews:
-        """From the features of n >= 2 normal images."""
+    def fit(self, normal: Features, like: QuickViews | None = None) -> QuickViews:
+        """From the features of n >= 2 normal images; with covariances shrunk as in a fit of `like`."""
         for name in self.names:
-            self.of(name).fit(normal)
+            self.of(name).fit(normal, like.of(name) if like else None)
         return self
 
     @torch.no_grad()

@@ -24,9 +24,10 @@ class Whole(nn.Module):
         super().__init__()
         self.gaussians = nn.ModuleList(Gaussian(c) for c in layers)
 
-    def fit(self, normal: Features) -> None:
-        for gaussian, layer in zip(self.gaussians, normal.deep, strict=True):
-            cast(Gaussian, gaussian).fit(layer)
+    def fit(self, normal: Features, like: Whole | None = None) -> None:
+        for i, (gaussian, layer) in enumerate(zip(self.gaussians, normal.deep, strict=True)):
+            shrinkage = cast(Gaussian, like.gaussians[i]).shrinkage if like else None
+            cast(Gaussian, gaussian).fit(layer, shrinkage)
 
     def score(self, features: Features) -> Tensor:
         squared = [cast(Gaussian, g)(layer) for g, layer in zip(self.gaussians, features.deep, strict=True)]

@@ -1,4 +1,4 @@
-"""Frames of a video file, a camera or a stream, by OpenCV (the extra `pad[watch]`).
+"""Frames of a video file, a camera or a stream, by OpenCV (the extra `pad-anomaly[watch]`).
 
 Of a file every frame is judged, once: a watcher that was stopped goes on where it was. A camera does not
 wait: while a frame is judged others come, the newest of which is next, and how many were dropped is said. A
@@ -44,7 +44,7 @@ def _opened(source: str) -> Any:
     try:
         import cv2
     except ModuleNotFoundError:
-        raise PadError("opencv is not installed: python -m pip install 'pad[watch]'") from None
+        raise PadError("opencv is not installed: python -m pip install 'pad-anomaly[watch]'") from None
     capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
     return capture if capture.isOpened() else None
 
