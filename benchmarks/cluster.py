@@ -116,26 +116,49 @@ def run(arguments: argparse.Namespace) -> None:
             runs[kind].append(evaluate(arguments, pictures, out, ray, kill))
             print(f"{kind}: {runs[kind][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
     same = {each["rows"] for of_kind in runs.values() for each in of_kind}
-    whole = {kind: float(np.median([run["seconds"] for run in found])) for kind, found in runs.items()}
-    start = {kind: float(np.median([run["seconds"] for run in found])) for kind, found in tenths.items()}
-    count = arguments.images - arguments.images // 10
-    rates = {kind: count / (whole[kind] - start.get(kind, start["Ray"])) for kind in whole}
-    write_json(arguments.out, {**origin, "images": arguments.images, "processors": arguments.processors,
-                               "runs": runs, "tenths": tenths, "same rows": len(same) == 1})  # fmt: skip
-    rows = [
-        [kind, f"{rates[kind]:.0f}", f"{rates[kind] / rates['plain']:.0%}", f"{whole[kind]:.1f}"]
-        for kind in whole
-    ]
-    head = ["run", "pictures/s", "of plain", "s in all"]
-    note = (
-        f"{arguments.images:,} pictures, {arguments.processors} processors; medians of {arguments.repeats}. "
-        f"scores.csv of all runs: {'the same bytes' if len(same) == 1 else 'DIFFERENT'}."
-    )
+    content = {
+        **origin,
+        "images": arguments.images,
+        "processors": arguments.processors,
+        "runs": runs,
+        "tenths": tenths,
+        "same rows": len(same) == 1,
+    }
+    write_json(arguments.out, content)
+    head, rows, note = table(content)
     print(plain(head, rows) + f"\n{note}")
     if arguments.markdown:
-        arguments.markdown.write_text(markdown(origin, head, rows, note), encoding="utf-8")
+        arguments.markdown.write_text(page(content), encoding="utf-8")
     if len(same) > 1:
         raise PadError("rows differ")
+
+
+def table(content: dict[str, Any]) -> tuple[list[str], list[list[str]], str]:
+    """Head, rows, and what is to be said below."""
+    whole = {kind: median(found) for kind, found in content["runs"].items()}
+    tenth = {kind: median(found) for kind, found in content["tenths"].items()}
+    count = content["images"] - content["images"] // 10
+    rates = {kind: count / (whole[kind] - tenth[kind]) for kind in tenth}
+    rows = []
+    for kind in whole:
+        rate = [f"{rates[kind]:.0f}", f"{rates[kind] / rates['plain']:.0%}"] if kind in rates else ["", ""]
+        rows.append([kind, *rate, f"{tenth[kind]:.1f}" if kind in tenth else "", f"{whole[kind]:.1f}"])
+    same = "the same bytes" if content["same rows"] else "DIFFERENT"
+    note = (
+        f"{content['images']:,} pictures, {content['processors']} processors; medians of "
+        f"{len(content['runs']['plain'])} runs. scores.csv of all runs: {same}."
+    )
+    return ["run", "pictures/s", "of plain", "a tenth of them, s", "all, s"], rows, note
+
+
+def median(runs: list[dict[str, Any]]) -> float:
+    """Seconds."""
+    return float(np.median([run["seconds"] for run in runs]))
+
+
+def page(content: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    return markdown(content, *table(content))
 
 
 def main() -> None:

@@ -56,6 +56,12 @@ STATED = (
     "5.2 GB on Linux",  # docs/install.md says how these were taken
     "3.8 GB are there",
     "174 MB are enough",
+    "1,600 processors × 50/s | 80,000 pictures/s | 21 minutes",  # docs/scale.md: on paper
+    "say 20 µs; one thread | 33 minutes",
+    "first**, at some 50,000 pictures/s",
+    "1.3 kB a picture | 130 GB",
+    "once a machine, 30 s",
+    "a machine with 16 GB",
 )
 
 

@@ -150,6 +150,27 @@ def test_shards_of_parquet(fashion: Path, tmp_path: Path) -> None:
         bare.open(1)
 
 
+def test_shards_of_both_kinds_in_a_folder_and_their_images_in_any_order(
+    fashion: Path, tmp_path: Path
+) -> None:
+    files = sorted((fashion / "test" / "bag").glob("*.png"))
+    write_tar(tmp_path / "a.tar", {path.name: path.read_bytes() for path in files[:10]})
+    rows = pyarrow.table({"image": [path.read_bytes() for path in files[10:]]})
+    parquet.write_table(rows, tmp_path / "b.parquet", row_group_size=4)
+    expected = pixels(resolve(fashion / "test" / "bag", "evaluate"))
+    for spec in (
+        tmp_path,
+        f"{tmp_path}/*",
+        f"{tmp_path}/*.[tp]a*",
+        tmp_path.as_uri(),
+        f"{tmp_path.as_uri()}/*",
+    ):
+        images = resolve(spec, "evaluate")
+        assert pixels(images) == expected
+    for index in (19, 3, 10, 15, 0, 11, 18):
+        assert images.open(index).tobytes() == expected[index]
+
+
 @pytest.mark.parametrize("name", ["text.tar", "text.parquet", "empty.tar", "none.parquet", "two.parquet"])
 def test_shards_that_cannot_be_used(name: str, tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_bytes(b"no shard" * 200)
