@@ -339,6 +339,45 @@ def test_a_stream_is_shown_and_told(fashion: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in (tmp_path / "s.md").read_text(encoding="utf-8")
 
 
+def test_many_acceptances_of_a_new_normal(fashion: Path, tmp_path: Path) -> None:
+    test = fashion / "test"
+    words = [
+        "--normal",
+        fashion / "train" / "ankle-boot",
+        "--new",
+        test / "trouser",
+        "--strangers",
+        test / "bag",
+    ]
+    words += [
+        "--fit",
+        60,
+        "--pictures",
+        20,
+        "--seeds",
+        5,
+        "--draws",
+        2,
+        "--out",
+        "n.json",
+        "--markdown",
+        "n.md",
+    ]
+    done = bench("new_normal.py", *words, cwd=tmp_path)
+    assert "twice as many" in done.stdout
+    rows = json.loads((tmp_path / "n.json").read_text(encoding="utf-8"))["acceptances"]
+    assert {row["draw"] for row in rows} == {0, 1}
+    of = {(row["draw"], row["accepted"], row["sure"]): row for row in rows}
+    for (draw, accepted, sure), row in of.items():
+        assert 12 <= row["pictures"] <= 20
+        if sure == 0.9:  # the surer, the more is normal
+            assert (
+                of[draw, accepted, 0.975]["flagged"] <= row["flagged"] <= of[draw, accepted, 0.8]["flagged"]
+            )
+            assert of[draw, accepted, 0.975]["found"] <= row["found"]
+    assert str(tmp_path) not in (tmp_path / "n.md").read_text(encoding="utf-8")
+
+
 def test_a_service_under_load_and_nonsense(tmp_path: Path) -> None:
     words = ["--clients", 4, "--seconds", 1, "--mutated", 30, "--rounds", 1, "--out", "s.json"]
     bench("serve.py", *words, cwd=tmp_path)

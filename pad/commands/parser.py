@@ -190,6 +190,8 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
                         "standard output)")  # fmt: skip
     parser.add_argument("--adopt", metavar="ask|after:N|never", help="when flagged pictures that are alike "
                         "become normal: when somebody says so (default), at N of them, or never")  # fmt: skip
+    parser.add_argument("--online-fdr", type=_rate, metavar="RATE", help="raise an alarm for some of what is "
+                        "flagged, so that at most this share of a period's alarms is false")  # fmt: skip
     parser.add_argument("--keep", nargs="+", metavar="DAYS|BYTES", help="how long events are kept, and in "
                         "how much room (default: 30d 4GB)")  # fmt: skip
     parser.add_argument("--webhook", metavar="URL", help="post what is flagged or proposed, and drift, "

@@ -25,6 +25,8 @@ class WatchRequest:
         fpr: the false-alarm rate on normal pictures, between 0 and 1.
         out: a file for lines of JSON; "-": standard output.
         adopt: "ask", "never", or "after:N": a proposal of N pictures is accepted by itself.
+        online_fdr: the expected share of false ones among the alarms of a period; None: what is flagged is
+            all there is (pad/watching/online_fdr.py).
         keep: for how long ("30d") and in how many bytes ("4GB") events are kept.
         once: stop when all that is there was judged.
         webhook: where flagged pictures, proposals and alarms are sent.
@@ -43,6 +45,7 @@ class WatchRequest:
     fpr: float = FPR
     out: str = "-"
     adopt: str = "ask"
+    online_fdr: float | None = None
     keep: tuple[str, ...] = KEEP
     once: bool = False
     webhook: str | None = None

@@ -52,6 +52,8 @@ CREATE TABLE deliveries (id TEXT PRIMARY KEY, time REAL NOT NULL, body TEXT NOT 
     due REAL NOT NULL) WITHOUT ROWID;
 INSERT INTO versions (time, normals, parent) VALUES (0, '[]', NULL);
 """
+# Whether an event has raised an alarm (--online-fdr); a state of an older pad gets it when it is opened.
+_LATER = "CREATE TABLE IF NOT EXISTS raised (event INTEGER PRIMARY KEY, alarm INTEGER NOT NULL)"
 
 
 @dataclass
@@ -72,6 +74,7 @@ class Event:
     version: int = 1
     measures: dict[str, float] = field(default_factory=dict)  # what the test of drift looks at
     thumbnail: bytes | None = None  # JPEG
+    alarm: bool | None = None  # whether it raised one; None where nobody asked (--online-fdr)
     id: int = 0  # given by the state
 
     def line(self) -> bytes:
@@ -89,6 +92,8 @@ class Event:
             "version",
         )
         content = {key: getattr(self, key) for key in shown_keys} | {"views": self.views}
+        if self.alarm is not None:
+            content["alarm"] = self.alarm
         return json.dumps(content, allow_nan=False).encode("ascii") + b"\n"
 
 
@@ -156,6 +161,7 @@ class State:
         found = self.fact("format")
         if found != FORMAT:
             raise PadError(f"{path} was made by another pad (format {shown(found)}, this one has {FORMAT})")
+        self.database.execute(_LATER)
 
     def close(self) -> None:
         self.database.close()
@@ -213,6 +219,11 @@ class State:
             event.thumbnail,
         )  # fmt: skip
         return True
+
+    def set_alarm(self, event: Event, alarm: bool) -> None:
+        """Whether an event raises an alarm, within the transaction that adds it."""
+        event.alarm = alarm
+        self._run("INSERT INTO raised VALUES (?, ?)", event.id, alarm)
 
     def events(self, after: int = 0, limit: int = 1000) -> list[Event]:
         """Those with a larger id, in order."""
@@ -481,6 +492,7 @@ class State:
                     "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE id < ? ORDER BY id LIMIT ?)",
                     (keep_from, share),
                 ).rowcount
+            self._run("DELETE FROM raised WHERE event < (SELECT MIN(id) FROM events)")
         return count
 
     def _drop_thumbnails(self) -> None:
@@ -520,15 +532,16 @@ class State:
             lock.release()
 
 
-_EVENT = "id, time, path, score, p_value, verdict, error, views, cluster, name, version, measures"
+_EVENT = "id, time, path, score, p_value, verdict, error, views, cluster, name, version, measures,"
+_EVENT += " (SELECT alarm FROM raised WHERE event = events.id)"
 
 
 def _event(row: tuple[Any, ...]) -> Event:
-    number, when, path, score, p_value, verdict, error, views, cluster, name, version, measures = row
+    number, when, path, score, p_value, verdict, error, views, cluster, name, version, measures, alarm = row
     return Event(
         path=path, time=when, score=score, p_value=p_value, verdict=verdict, error=error,
         views=json.loads(views), cluster=cluster, name=name, version=version,
-        measures=json.loads(measures), id=number,
+        measures=json.loads(measures), id=number, alarm=None if alarm is None else bool(alarm),
     )  # fmt: skip
 
 

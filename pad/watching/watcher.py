@@ -27,6 +27,7 @@ from pad.watching.arrivals import Arrival, Source
 from pad.watching.drift import Drift
 from pad.watching.features import measures, montage, packed, thumbnail, unpacked
 from pad.watching.new_normal import NewNormal
+from pad.watching.online_fdr import OnlineFdr
 from pad.watching.output import Output
 from pad.watching.proposing import belongs_to, groups, vectors
 from pad.watching.request import WatchRequest
@@ -70,6 +71,10 @@ class Watcher:
         self.detector, self.state, self.source, self.output = detector, state, source, output
         self.request = request
         self.calibration = _calibration(detector, request.fpr)
+        rate, size = request.online_fdr, len(self.calibration)
+        self._rule = None if rate is None else OnlineFdr(rate, size)
+        if self._rule:
+            log.info("%s calibration images: a period is %s pictures", size, self._rule.period)
         self.stopping = threading.Event()
         self._learns = request.adopt != "never" and self._can_learn()
         self._known = torch.zeros(0, 0) if detector.quick is None else detector.quick.kept.features.float()
@@ -272,10 +277,11 @@ class Watcher:
                 if not self.state.add_event(event):
                     continue
                 added.append(event)
-                if event.verdict == ANOMALY:
+                self._decide_alarm(event)
+                if event.verdict == ANOMALY and event.alarm is not False:
                     self._notify("anomaly", f"event-{event.id}", json.loads(event.line()))
-                    if features is not None and self._learns:
-                        self._remember(event, features)
+                if features is not None and self._learns:
+                    self._remember(event, features)
             if any(event.verdict == ANOMALY and event.cluster is None for event in added):
                 self._propose()
             self._adopt()
@@ -283,6 +289,15 @@ class Watcher:
             self._reload()
             self._needs_reload = False
         return added
+
+    def _decide_alarm(self, event: Event) -> None:
+        """Where that is asked for, whether an event raises an alarm. What the rule has seen is in the state,
+        and so never ahead of the events."""
+        if self._rule is None or event.p_value is None:
+            return
+        self._rule.resume(self.state.fact("online_fdr"))
+        self.state.set_alarm(event, self._rule.see(event.p_value, event.verdict == ANOMALY))
+        self.state.set_fact("online_fdr", self._rule.dump())
 
     def _remember(self, event: Event, features: Features) -> None:
         """Keeps a flagged picture with those that are like it, or in the buffer."""
