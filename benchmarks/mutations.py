@@ -85,13 +85,20 @@ def near(value: Any, random: Random) -> Any:
         return random.choice([value[:-1], value + "x", value.upper(), [value], {value: 1.0}, *known])
     if isinstance(value, list):
         return random.choice(
-            [value[:-1], value * 2, value[::-1], value * 1_000, [value], [str(v) for v in value[:9]]]
+            [value[:-1], value * 2, value[::-1], value * 1_000, [value], [_text(v) for v in value[:9]]]
         )
     if isinstance(value, dict):
         return random.choice(
             [list(value), {k.upper(): v for k, v in value.items()}, dict(list(value.items())[1:])]
         )
     return nasty(random)
+
+
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except (RecursionError, ValueError):  # nested too deeply, or too large a number to write
+        return "too much"
 
 
 def places(tree: Any, most: int = 400) -> list[tuple[Any, Any]]:
