@@ -134,6 +134,8 @@ def test_what_is_unknown_and_plain_is_kept(config: dict[str, Any]) -> None:
         (put("extra", "map_scale", value={"low": 0}), "missing required field `high`"),
         (put("extra", "map_scale", value={"low": "0", "high": 1}), "at `map_scale.low`"),
         (put("extra", "old_normal", value="guessed"), "at `old_normal`"),
+        (put("extra", "old_normal", value="\ud800"), "half a character"),
+        (put("extra", "map_scale", value={"\ud800": 1}), "no short text"),
         (put("extra", "replay", value={}), "list of at most 512 latents"),
         (put("extra", "replay", value=[[]]), "lists of 32 finite numbers"),
         (put("extra", "replay", value=[[0.0] * 31]), "lists of 32 finite numbers"),
@@ -141,6 +143,7 @@ def test_what_is_unknown_and_plain_is_kept(config: dict[str, Any]) -> None:
         (put("extra", "replay", value=[["0"] * 32]), "lists of 32 finite numbers"),
         (put("extra", "replay", value=[[0.0] * 32] * 513), "list of at most 512 latents"),
         (put("more", value=2**70), "more cannot be"),
+        (put("more", value=["\udfff"]), "more holds"),
     ],
 )
 def test_a_calibration_is_refused_by_name(

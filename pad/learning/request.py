@@ -101,7 +101,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename=_NAMES_IN_FILE
         """From what `path` holds, which may be nothing. Raises PadError if `pad train` did not write it."""
         try:
             return msgspec.convert(values, cls)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
             key = str(error).partition("`$.")[2].partition("`")[0].partition("[")[0]
             raise PadError(f"{path}: '{key}' is not what `pad train` writes there") from None
 

@@ -39,6 +39,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where it can be: it is read at each start
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_index(root: Path | None = None) -> dict[str, ZooModel]:
     if not path.exists():
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_SAFE) or {}
     except Exception as error:  # YAML's library raises far more than its own
         raise PadError(f"cannot read {path}: {one_line(str(error))}") from None
     if not isinstance(content, dict) or not isinstance(content.get("models", []), list):
@@ -92,7 +93,7 @@ def _entry(values: Any, path: Path) -> ZooModel:
         raise PadError(f"{label}: {str(error).removeprefix('ZooModel.__init__() ')}") from None
     try:
         msgspec.convert(values, ZooModel)  # the types
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise PadError(f"{label}: {one_line(str(error))}") from None
     files = model.files
     if not isinstance(files, dict) or not all(_SHA256.fullmatch(str(h)) for h in files.values()):

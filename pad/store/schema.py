@@ -187,7 +187,7 @@ def _check_plain(value: Any, where: str, name: str = "", depth: int = 0) -> None
         raise refuse("is nested too deeply")
     if isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str) or len(key) > MOST_TEXT:
+            if not isinstance(key, str) or len(key) > MOST_TEXT or not _is_unicode(key):
                 raise refuse(f"has the key {shown(key)}, which is no short text")
             _check_plain(item, where, f"{name}.{key}" if name else key, depth + 1)
     elif isinstance(value, list):
@@ -196,6 +196,8 @@ def _check_plain(value: Any, where: str, name: str = "", depth: int = 0) -> None
     elif isinstance(value, str):
         if len(value) > MOST_TEXT:
             raise refuse(f"holds a text of {len(value):,} characters, at most {MOST_TEXT:,}")
+        if not _is_unicode(value):
+            raise refuse(f"holds {shown(value)}, which is no text: half a character")
     elif isinstance(value, int):
         if not -(2**63) <= value < 2**63:
             raise refuse(f"cannot be {shown(value)}: a whole number has at most 64 bits")
@@ -211,3 +213,12 @@ def _convert(values: Mapping[str, Any], kind: Any, where: str) -> Any:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         raise PadError(f"{where}: {error!s:.300}; refused".replace(" - at `$.", " at `")) from None
+    except UnicodeEncodeError:
+        raise PadError(
+            f"{where}: holds half a character (\\ud800 to \\udfff), which is no text; refused"
+        ) from None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no half of a pair of surrogates stands alone in it, which JSON and YAML can spell."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
