@@ -645,3 +645,20 @@ def test_a_confidence_lifts_the_threshold(trained: Path, fashion: Path, tmp_path
     again = load(tmp_path / "m", device="cpu").calibration
     assert f"rate 10%: {again.threshold(0.1, 0.8):.6g}" in shown.stdout
     assert "held with a probability of 80%" in shown.stdout
+
+
+def test_garbage_is_collected_while_a_command_runs() -> None:
+    code = (
+        "import gc, io, contextlib\n"
+        "from pad.commands.parser import main\n"
+        "def run():\n"
+        "    with contextlib.redirect_stdout(io.StringIO()):\n"
+        "        return main(['zoo', 'list'])\n"
+        "assert run() == 0 and gc.isenabled()\n"
+        "frozen = gc.get_freeze_count()\n"
+        "assert frozen > 1000 and run() == 0\n"
+        "assert gc.get_freeze_count() <= frozen, 'what later calls make may be garbage'\n"
+        "gc.disable()\n"
+        "assert main(['zoo', 'show', 'fashion-mnist/bag']) == 0 and not gc.isenabled()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -10,10 +10,12 @@ few calibration images for the rate, an unreadable image) and `--fail-on-error` 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import pad
@@ -306,9 +308,22 @@ def _run(module: str, name: str) -> Callable[[Arguments], int]:
     """A command, imported only when it runs: `--help` and wrong arguments answer at once."""
 
     def call(arguments: Arguments) -> int:
-        return getattr(importlib.import_module(module), name)(arguments)
+        return getattr(_imported(module), name)(arguments)
 
     return call
+
+
+def _imported(module: str) -> ModuleType:
+    """The module of a command, and torch with it. None of that is garbage before the end: not to look
+    for any, neither now nor at the end, saves a quarter of the time that a command takes to start."""
+    if module in sys.modules or not gc.isenabled():
+        return importlib.import_module(module)
+    gc.disable()
+    try:
+        return importlib.import_module(module)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _whole(text: str) -> int:
