@@ -341,28 +341,9 @@ def test_a_stream_is_shown_and_told(fashion: Path, tmp_path: Path) -> None:
 
 def test_many_acceptances_of_a_new_normal(fashion: Path, tmp_path: Path) -> None:
     test = fashion / "test"
-    words = [
-        "--normal",
-        fashion / "train" / "ankle-boot",
-        "--new",
-        test / "trouser",
-        "--strangers",
-        test / "bag",
-    ]
-    words += [
-        "--fit",
-        60,
-        "--pictures",
-        20,
-        "--seeds",
-        5,
-        "--draws",
-        2,
-        "--out",
-        "n.json",
-        "--markdown",
-        "n.md",
-    ]
+    words = ["--normal", fashion / "train" / "ankle-boot", "--new", test / "trouser"]
+    words += ["--strangers", test / "bag", "--fit", 60, "--pictures", 20, "--seeds", 5, "--draws", 2]
+    words += ["--out", "n.json", "--markdown", "n.md"]
     done = bench("new_normal.py", *words, cwd=tmp_path)
     assert "twice as many" in done.stdout
     rows = json.loads((tmp_path / "n.json").read_text(encoding="utf-8"))["acceptances"]

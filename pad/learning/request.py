@@ -103,7 +103,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename=_NAMES_IN_FILE
             return msgspec.convert(values, cls)
         except (msgspec.ValidationError, UnicodeEncodeError) as error:
             key = str(error).partition("`$.")[2].partition("`")[0].partition("[")[0]
-            raise PadError(f"{path}: '{key}' is not what `pad train` writes there") from None
+            place = f"{path}: '{key}'" if key else path  # half a character has no place
+            raise PadError(f"{place} is not what `pad train` writes there") from None
 
     def with_request(self, request: TrainRequest, started: bool) -> RunRecord:
         """What is asked for now, and else what was asked for before; without the recipe. started: the run has

@@ -209,14 +209,11 @@ def _check_plain(value: Any, where: str, name: str = "", depth: int = 0) -> None
 
 
 def _convert(values: Mapping[str, Any], kind: Any, where: str) -> Any:
+    """`values`, which `_check_plain` has passed, as a `kind`."""
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         raise PadError(f"{where}: {error!s:.300}; refused".replace(" - at `$.", " at `")) from None
-    except UnicodeEncodeError:
-        raise PadError(
-            f"{where}: holds half a character (\\ud800 to \\udfff), which is no text; refused"
-        ) from None
 
 
 def _is_unicode(text: str) -> bool:
