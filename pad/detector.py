@@ -473,14 +473,12 @@ class Detector:
         likeness = self.quick.likeness if self.quick is not None else 0.0
         self.fusion = Fusion.fit(self.views, fused_by, explained, likeness) if len(self.views) > 1 else None
         scores = self.fused(torch.from_numpy(views))
-        if len(self.views) > 1:
-            measured["views"] = {
-                name: [float(f"{value:.9g}") for value in np.sort(column)]
-                for name, column in zip(self.views, views.T, strict=True)
-            }
         if self.generator is not None and latents is not None:
             measured["replay"] = kept_latents(latents, scores)
-        self.calibration = Calibration(scores.double().numpy(), measured)
+        if len(self.views) > 1:
+            self.calibration = Calibration.of_views(scores.numpy(), self.views, views, measured)
+        else:
+            self.calibration = Calibration(scores.double().numpy(), measured)
         return self.calibration
 
     def calibrated(self) -> Calibration:

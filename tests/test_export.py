@@ -17,17 +17,21 @@ import pytest
 import torch
 from onnx import numpy_helper
 from PIL import Image
+from scipy.special import logsumexp
 from torch.nn import functional as F
 
 import pad
 from pad.config import Config
 from pad.errors import PadError
+from pad.export.chosen import with_views
 from pad.export.graph import Graph
 from pad.export.onnx import to_onnx
 from pad.export.parity import check_parity, made_up
 from pad.exported import Exported
 from pad.images.decode import batch_tensor
 from pad.images.resize import by_matrices
+from pad.images.resolve import resolve
+from pad.judging.calibration import Calibration
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -237,6 +241,77 @@ def test_a_graph_that_says_something_else_is_not_written(
         )
     with pytest.raises(PadError, match="gives the p-value"):
         check_parity(changed("calibration", lambda c: c + np.float32(10)), detector, list(made_up()))
+
+
+def test_some_views_are_calibrated_as_a_model_of_these_views(
+    model: Path, boots: Path, fashion: Path, tmp_path: Path
+) -> None:
+    """Trained with the same seed and only two of the views, a model has the same calibration images: the
+    graph of these two says what it says."""
+    images = sorted(boots.glob("*.png"))
+    other = pad.fit(images, view_size=64, precision="float32", views=["generator", "whole"], **SMALL)
+    told = command("export", model, "--out", tmp_path / "two.onnx", "--views", "whole, generator").stdout
+    assert "views: generator, whole, with a calibration of their own" in told
+    exported, new = Exported(tmp_path / "two.onnx"), sorted((fashion / "test").rglob("*.png"))[::4]
+    assert exported.card["views"] == ["generator", "whole"]
+    np.testing.assert_array_equal(exported.calibration.scores, other.calibrated().scores)
+    said = exported.run(np.stack([np.asarray(Image.open(path)) for path in new])[..., None], explain=True)
+    np.testing.assert_array_equal(said["p_value"], other.p_values(new))
+    np.testing.assert_allclose(said["score"], other.score(new), rtol=1e-4, atol=1e-4)
+    p_values = exported.calibration.view_p_values(exported.views, said["view_scores"])
+    for name, expected in other.view_p_values(new).items():
+        np.testing.assert_array_equal(p_values[name], expected)
+
+
+@pytest.mark.parametrize("names", [("parts",), ("generator",), ("whole", "middle")])
+def test_a_detector_of_some_views_of_its_own(
+    names: tuple[str, ...], detector: pad.Detector, fashion: Path
+) -> None:
+    """Verdicts by scores and calibration of these views alone, computed here from what the model keeps."""
+    chosen = with_views(detector, names, "it")
+    new = resolve([fashion / "test"], "evaluate").subset(range(0, 140, 7))
+    columns = [detector.views.index(name) for name in names]
+    rows, fusion = detector.calibrated().rows(detector.views), detector.fusion
+    views = torch.cat([*detector._each_batch(detector.score_views, new)]).numpy()
+    if len(names) == 1:
+        known, scores = rows[:, columns[0]], views[:, columns[0]]
+    else:
+        share = fusion.weights[columns] / fusion.weights[columns].sum()
+        standardized = (
+            (np.log(of.astype(np.float64)) - fusion.mean) / fusion.deviation for of in (rows, views)
+        )
+        known, scores = (logsumexp(u[:, columns], b=share, axis=1) for u in standardized)
+    expected = (1 + (known >= scores[:, None] - 1e-6).sum(1)) / (len(known) + 1)
+    np.testing.assert_allclose(chosen.p_values(new), expected, rtol=1e-12)
+    assert chosen.views == names
+    assert detector.views == ("generator", "whole", "middle", "parts")  # it is as it was
+    assert ("map_scale" in chosen.calibrated().extra) == (names == ("parts",))
+
+
+def test_views_that_cannot_be_calibrated_are_refused(
+    model: Path, detector: pad.Detector, tmp_path: Path
+) -> None:
+    told = command("export", model, "--out", tmp_path / "x.onnx", "--views", "whole,part", status=2).stderr
+    assert "--views: model has no view 'part', it has generator, whole, middle, parts; did you mean" in told
+    assert len(told.splitlines()) == 1
+    old = copy.copy(detector)
+    extra = dict(detector.calibrated().extra)
+    del extra["view_ranks"]
+    old.calibration = Calibration(detector.calibrated().scores, extra)
+    with pytest.raises(PadError, match=r"keeps the scores of each view apart.*pad calibrate") as error:
+        with_views(old, ["whole", "parts"], "it")
+    assert "\n" not in str(error.value)
+    alone = with_views(old, ["whole"], "it")  # of one view, its scores are all that it takes
+    np.testing.assert_array_equal(
+        alone.calibrated().scores, np.sort(detector.calibrated().rows(["whole"])[:, 0])
+    )
+    # What does not add up to the scores that are kept is not believed.
+    ranks = {**detector.calibrated().extra["view_ranks"]}
+    ranks["parts"] = ranks["parts"][::-1]
+    old.calibration = Calibration(detector.calibrated().scores, {**extra, "view_ranks": ranks})
+    with pytest.raises(PadError, match="keeps the scores of each view apart"):
+        with_views(old, ["whole", "parts"], "it")
+    assert with_views(old, list(detector.views), "it") is old
 
 
 def test_what_cannot_be_exported(detector: pad.Detector, boots: Path) -> None:

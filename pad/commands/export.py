@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pad.detector import Detector
 from pad.devices import pick_precision
 from pad.errors import PadError
+from pad.export.chosen import with_views
 from pad.export.onnx import to_onnx, write_onnx
 from pad.export.parity import check_parity, made_up
 from pad.exported import Exported, pixels_at_8_bits
@@ -42,17 +43,22 @@ def export(arguments: argparse.Namespace) -> int:
     # Of a folder its name: where it lies on this machine is nobody's business.
     shared = arguments.model.startswith(("zoo:", "hf-hub:"))
     name = arguments.model if shared else Path(arguments.model).resolve().name
+    pictures = [*_samples(folder, detector), *made_up()]
+    if arguments.views is not None:
+        detector = with_views(detector, [view.strip() for view in arguments.views.split(",")], name)
     model = to_onnx(detector, name, fingerprint(folder), arguments.opset)
     with tempfile.TemporaryDirectory() as place:
         trial = Path(place) / out.name
         write_onnx(model, trial)
-        parity = check_parity(Exported(trial), detector, [*_samples(folder, detector), *made_up()])
+        parity = check_parity(Exported(trial), detector, pictures)
     write_onnx(model, out)
     print(
         f"compared on {parity.images} pictures: scores differ by at most {parity.largest_difference:.1g}, "
         f"{parity.images - parity.other_p_values} p-values are equal"
         + (f", {parity.other_p_values} differ by ties with calibration scores" * (parity.other_p_values > 0))
     )
+    if arguments.views is not None:
+        print(f"views: {', '.join(detector.views)}, with a calibration of their own")
     print(f"graph: {out} ({out.stat().st_size / 1e6:.1f} MB)\nscore images with: pad evaluate {out} IMAGES")
     if pick_precision("auto", detector.device) != detector.dtype:
         print(

@@ -133,6 +133,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run("pad.commands.export", "export"))
     _add_model(parser)
     parser.add_argument("--out", required=True, metavar="FILE.onnx", help="the file to write")
+    parser.add_argument("--views", metavar="NAME,...", help="look through these of the model's views alone, "
+                        "calibrated as such (default: all)")  # fmt: skip
     parser.add_argument("--opset", type=_positive_int, default=20, metavar="N", help="of ONNX (default 20)")
 
 

@@ -95,6 +95,34 @@ class Calibration:
             if view in known
         }
 
+    @classmethod
+    def of_views(
+        cls, scores: ArrayLike, views: Sequence[str], columns: ArrayLike, extra: Mapping[str, Any]
+    ) -> Calibration:
+        """From fused scores (n,), with the scores (n, v) of the same images in each view: sorted, for its own
+        p-values, and as ranks that say which belong to one image, for those of other fusions (`rows`)."""
+        single = np.asarray(columns, dtype=np.float32)
+        single = single[np.asarray(scores, dtype=np.float32).argsort(kind="stable")]
+        ordered = np.sort(single, axis=0)
+        ranks = single.argsort(axis=0, kind="stable").argsort(axis=0)
+        known = {
+            # Nine significant digits give back every float32.
+            "views": {v: [float(f"{s:.9g}") for s in ordered[:, i]] for i, v in enumerate(views)},
+            "view_ranks": {v: ranks[:, i].tolist() for i, v in enumerate(views)},
+        }
+        return cls(np.asarray(scores), {**extra, **known})
+
+    def rows(self, views: Sequence[str]) -> NDArray[np.float32] | None:
+        """The scores of the calibration images in some views, (n, v), in the order of `scores`; None where
+        they are not known image by image: a calibration of an older version kept those of each view alone."""
+        known, ranks = self.extra.get("views", {}), self.extra.get("view_ranks", {})
+        columns = []
+        for view in views:
+            if len(known.get(view, ())) != len(self) or len(ranks.get(view, ())) != len(self):
+                return None
+            columns.append(np.asarray(known[view], dtype=np.float32)[np.asarray(ranks[view])])
+        return np.stack(columns, 1)
+
     def verdicts(self, scores: ArrayLike, fpr: float, confidence: float | None = None) -> NDArray[np.bool_]:
         """True where the p-value is at most `p_limit`: flagged as anomalous. A score that is not a number is
         not flagged: it has no verdict, and whoever reports it says so.
