@@ -27,6 +27,7 @@ from pad.export.chosen import with_views
 from pad.export.graph import Graph
 from pad.export.onnx import to_onnx
 from pad.export.parity import check_parity, made_up
+from pad.export.program import Program
 from pad.exported import Exported
 from pad.images.decode import batch_tensor
 from pad.images.resize import by_matrices
@@ -198,7 +199,12 @@ def test_options_of_an_exported_graph(graph: Path, fashion: Path, tmp_path: Path
     onnx.save(other, tmp_path / "other.onnx")
     assert "not a file of `pad export`" in command("evaluate", tmp_path / "other.onnx", bag, status=2).stderr
     command("evaluate", graph, bag, "--fail-on-anomaly", status=3)
-    assert "ends in .onnx" in command("export", "zoo:digits/three", "--out", "x.bin", status=2).stderr
+    three = ("export", "zoo:digits/three", "--out")
+    assert "ends in .onnx" in command(*three, "x.bin", status=2).stderr
+    assert "ends in .onnx, or say --format torch-export" in command(*three, "x.pt2", status=2).stderr
+    program = ("--format", "torch-export")
+    assert "ends in .pt2, or say --format onnx" in command(*three, "x.onnx", *program, status=2).stderr
+    assert "--opset is of ONNX" in command(*three, "x.pt2", *program, "--opset", 20, status=2).stderr
 
 
 def test_what_the_file_says_of_itself(graph: Path, model: Path) -> None:
@@ -243,22 +249,68 @@ def test_a_graph_that_says_something_else_is_not_written(
         check_parity(changed("calibration", lambda c: c + np.float32(10)), detector, list(made_up()))
 
 
+@pytest.fixture(scope="module")
+def two_views(model: Path) -> Program:
+    """Two of the views as a program of torch."""
+    file = model.parent / "two.pt2"
+    words = ["--format", "torch-export", "--views", "whole, generator"]
+    told = command("export", model, "--out", file, *words).stdout
+    assert "80 p-values are equal" in told
+    assert "views: generator, whole, with a calibration of their own" in told
+    assert "pad evaluate" not in told
+    return Program(file.read_bytes())
+
+
+def test_a_program_of_torch_says_what_the_model_says(
+    two_views: Program, model: Path, detector: pad.Detector
+) -> None:
+    chosen = with_views(detector, ["generator", "whole"], "it")
+    # Whoever has torch needs no `pad` to run it.
+    extra = {"pad": ""}
+    run = torch.export.load(model.parent / "two.pt2", extra_files=extra).module()
+    assert json.loads(extra["pad"])["fingerprint"] == two_views.card["fingerprint"]
+    assert json.loads(extra["pad"])["model"] == "model"
+    for pixels in pictures():
+        with torch.no_grad():
+            said = run(torch.tensor(pixels)[None], torch.tensor(0.3, dtype=torch.float64))
+        examined = chosen.examine(batch_tensor([pixels], chosen.config))
+        torch.testing.assert_close(said["score"], examined.scores, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(said["anomaly_map"], examined.maps, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(said["p_value"], chosen.p_values(pixels[None]))
+        assert bool(said["anomalous"]) == bool(chosen.predict(pixels[None], 0.3))
+        np.testing.assert_array_equal(two_views.run(pixels[None], 0.3)["score"], said["score"])
+    with pytest.raises(Exception, match="out of DATA bounds"):
+        two_views.run(np.zeros((1, 9, 9, 2), np.uint8))
+
+
+def test_programs_of_torch_are_not_read_from_strangers(model: Path, two_views: Program, boots: Path) -> None:
+    told = command("evaluate", model.parent / "two.pt2", boots, status=2).stderr
+    assert "torch reads such files by pickle" in told
+    assert len(told.splitlines()) == 1
+
+
+def test_where_a_file_was_made_is_not_in_it(graph: Path, two_views: Program, model: Path) -> None:
+    for file in (graph, model.parent / "two.pt2"):
+        content = file.read_bytes()
+        for place in (ROOT, torch.__path__[0], model.parent):
+            assert str(place).encode() not in content, (file.name, place)
+
+
 def test_some_views_are_calibrated_as_a_model_of_these_views(
-    model: Path, boots: Path, fashion: Path, tmp_path: Path
+    two_views: Program, boots: Path, fashion: Path
 ) -> None:
     """Trained with the same seed and only two of the views, a model has the same calibration images: the
     graph of these two says what it says."""
     images = sorted(boots.glob("*.png"))
     other = pad.fit(images, view_size=64, precision="float32", views=["generator", "whole"], **SMALL)
-    told = command("export", model, "--out", tmp_path / "two.onnx", "--views", "whole, generator").stdout
-    assert "views: generator, whole, with a calibration of their own" in told
-    exported, new = Exported(tmp_path / "two.onnx"), sorted((fashion / "test").rglob("*.png"))[::4]
-    assert exported.card["views"] == ["generator", "whole"]
-    np.testing.assert_array_equal(exported.calibration.scores, other.calibrated().scores)
-    said = exported.run(np.stack([np.asarray(Image.open(path)) for path in new])[..., None], explain=True)
+    new = sorted((fashion / "test").rglob("*.png"))[::4]
+    said = two_views.run(np.stack([np.asarray(Image.open(path)) for path in new])[..., None])
+    assert two_views.card["views"] == ["generator", "whole"]
+    calibration = Calibration.from_dict(two_views.card["calibration"])
+    np.testing.assert_array_equal(calibration.scores, other.calibrated().scores)
     np.testing.assert_array_equal(said["p_value"], other.p_values(new))
-    np.testing.assert_allclose(said["score"], other.score(new), rtol=1e-4, atol=1e-4)
-    p_values = exported.calibration.view_p_values(exported.views, said["view_scores"])
+    np.testing.assert_allclose(said["score"], other.score(new), rtol=1e-5, atol=1e-5)
+    p_values = calibration.view_p_values(("generator", "whole"), said["view_scores"])
     for name, expected in other.view_p_values(new).items():
         np.testing.assert_array_equal(p_values[name], expected)
 

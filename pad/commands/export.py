@@ -1,4 +1,4 @@
-"""`pad export`: model -> one ONNX file that scores as it does."""
+"""`pad export`: model -> one file for other runtimes, which scores as it does."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from pad.detector import Detector
 from pad.devices import pick_precision
 from pad.errors import PadError
 from pad.export.chosen import with_views
-from pad.export.onnx import to_onnx, write_onnx
-from pad.export.parity import check_parity, made_up
+from pad.export.onnx import OPSET, to_onnx
+from pad.export.parity import Parity, check_parity, made_up
+from pad.export.program import Program, to_program
 from pad.exported import Exported, pixels_at_8_bits
 from pad.images.resolve import resolve
+from pad.store.files import atomic
 from pad.store.hub import resolve_model
 from pad.store.model_folder import fingerprint
 
 _SAMPLES = 64  # of the model, at most
+_ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """`pad export MODEL --out FILE.onnx`: the file is written if it scores as the model does."""
-    out = Path(arguments.out)
-    if out.suffix != ".onnx":
-        raise PadError(f"--out {out}: name a file that ends in .onnx")
+    """`pad export MODEL --out FILE`: the file is written if it scores as the model does."""
+    out = _file_to_write(arguments)
     folder = resolve_model(arguments.model)
     # A runtime computes in single precision, and so does what it is compared with.
     detector = Detector.load(
@@ -46,20 +47,21 @@ def export(arguments: argparse.Namespace) -> int:
     pictures = [*_samples(folder, detector), *made_up()]
     if arguments.views is not None:
         detector = with_views(detector, [view.strip() for view in arguments.views.split(",")], name)
-    model = to_onnx(detector, name, fingerprint(folder), arguments.opset)
-    with tempfile.TemporaryDirectory() as place:
-        trial = Path(place) / out.name
-        write_onnx(model, trial)
-        parity = check_parity(Exported(trial), detector, pictures)
-    write_onnx(model, out)
-    print(
-        f"compared on {parity.images} pictures: scores differ by at most {parity.largest_difference:.1g}, "
-        f"{parity.images - parity.other_p_values} p-values are equal"
-        + (f", {parity.other_p_values} differ by ties with calibration scores" * (parity.other_p_values > 0))
-    )
+    if arguments.format == "torch-export":
+        content = to_program(detector, name, fingerprint(folder))
+        parity = check_parity(Program(content), detector, pictures)
+    else:
+        model = to_onnx(detector, name, fingerprint(folder), arguments.opset or OPSET)
+        content = model.SerializeToString()
+        parity = check_parity(_read_again(content), detector, pictures)
+    with atomic(out) as file:
+        file.write(content)
+    _tell(parity)
     if arguments.views is not None:
         print(f"views: {', '.join(detector.views)}, with a calibration of their own")
-    print(f"graph: {out} ({out.stat().st_size / 1e6:.1f} MB)\nscore images with: pad evaluate {out} IMAGES")
+    print(f"graph: {out} ({len(content) / 1e6:.1f} MB)")
+    if arguments.format == "onnx":
+        print(f"score images with: pad evaluate {out} IMAGES")
     if pick_precision("auto", detector.device) != detector.dtype:
         print(
             "note: on this machine `pad evaluate MODEL` computes in bfloat16, which differs by about a "
@@ -67,6 +69,33 @@ def export(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _file_to_write(arguments: argparse.Namespace) -> Path:
+    out, ending = Path(arguments.out), _ENDINGS[arguments.format]
+    if out.suffix != ending:
+        other = next((f for f, e in _ENDINGS.items() if e == out.suffix), None)
+        hint = f", or say --format {other}" if other else ""
+        raise PadError(f"--out {out}: name a file that ends in {ending}{hint}")
+    if arguments.opset is not None and arguments.format != "onnx":
+        raise PadError(f"--opset is of ONNX; leave it out with --format {arguments.format}")
+    return out
+
+
+def _read_again(content: bytes) -> Exported:
+    """An ONNX file as whoever is given it reads it."""
+    with tempfile.TemporaryDirectory() as place:
+        trial = Path(place) / "trial.onnx"
+        trial.write_bytes(content)
+        return Exported(trial)
+
+
+def _tell(parity: Parity) -> None:
+    print(
+        f"compared on {parity.images} pictures: scores differ by at most {parity.largest_difference:.1g}, "
+        f"{parity.images - parity.other_p_values} p-values are equal"
+        + (f", {parity.other_p_values} differ by ties with calibration scores" * (parity.other_p_values > 0))
+    )
 
 
 def _samples(folder: Path, detector: Detector) -> Iterator[NDArray[np.uint8]]:
