@@ -52,7 +52,7 @@ class Program:
     def run(
         self, images: NDArray[np.uint8], fpr: float | None = None, explain: bool = False
     ) -> dict[str, NDArray[Any]]:
-        """All that the program says of pictures (n, H, W, 1 or 3); as `Exported.run`, but always explained."""
+        """All that the program says of pictures (n, H, W, 1 or 3), as `Exported.run`; always explained."""
         rate = torch.tensor(FPR if fpr is None else fpr, dtype=torch.float64)
         with torch.no_grad():
             said = self._run(torch.tensor(images), rate)
