@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from pad.config import Config
 from pad.errors import PadError
 from pad.export.chosen import with_views
 from pad.export.graph import Graph
+from pad.export.int8 import measure_loss, to_int8
 from pad.export.onnx import to_onnx
 from pad.export.parity import check_parity, made_up
 from pad.export.program import Program
@@ -205,6 +207,7 @@ def test_options_of_an_exported_graph(graph: Path, fashion: Path, tmp_path: Path
     program = ("--format", "torch-export")
     assert "ends in .pt2, or say --format onnx" in command(*three, "x.onnx", *program, status=2).stderr
     assert "--opset is of ONNX" in command(*three, "x.pt2", *program, "--opset", 20, status=2).stderr
+    assert "--int8 is of ONNX" in command(*three, "x.pt2", *program, "--int8", status=2).stderr
 
 
 def test_what_the_file_says_of_itself(graph: Path, model: Path) -> None:
@@ -281,6 +284,82 @@ def test_a_program_of_torch_says_what_the_model_says(
         np.testing.assert_array_equal(two_views.run(pixels[None], 0.3)["score"], said["score"])
     with pytest.raises(Exception, match="out of DATA bounds"):
         two_views.run(np.zeros((1, 9, 9, 2), np.uint8))
+
+
+def test_int8_is_of_backbones_alone_and_its_loss_is_told(
+    graph: Path, boots: Path, fashion: Path, tmp_path: Path
+) -> None:
+    def pixels(paths: list[Path]) -> list[np.ndarray]:
+        return [np.asarray(Image.open(path))[..., None] for path in paths]
+
+    quantized = to_int8(onnx.load(graph), pixels(sorted(boots.glob("*.png"))[:16]))
+    onnx.save(quantized, tmp_path / "int8.onnx")
+    kinds = {t.name: t.data_type for t in quantized.graph.initializer}
+    rounded = {name.removesuffix("_quantized") for name, k in kinds.items() if k == onnx.TensorProto.INT8}
+    assert any("backbone.model.blocks" in name for name in rounded)
+    assert any("similarity.backbone" in name for name in rounded)
+    assert not any("networks" in name for name in rounded)
+    assert not any("conv_stem" in name or "relu1_1" in name for name in rounded)  # they see pixels
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.7 * graph.stat().st_size
+
+    single, int8 = Exported(graph), Exported(tmp_path / "int8.onnx")
+    assert int8.card == single.card
+    new = pixels(sorted((fashion / "test").rglob("*.png"))[::4])
+    loss = measure_loss(int8, single, new)
+    before, after = (graph.run(np.stack(new)) for graph in (single, int8))
+    assert loss.pictures == 35
+    assert loss.largest_change == pytest.approx(np.abs(before["p_value"] - after["p_value"]).max(), abs=0.02)
+    changed = (before["anomalous"] != after["anomalous"]).mean()
+    assert loss.other_verdicts == pytest.approx(changed, abs=1.5 / 35)  # batches differ in rounding
+    known, moved = single.calibration.scores, (after["score"] - before["score"]).astype(np.float64)
+    flagged = [((known >= c + d).sum() + 1) / 51 <= 0.05 for c in known for d in moved]
+    assert loss.false_alarms == pytest.approx(np.mean(flagged), abs=0.01)
+    assert loss.before == pytest.approx(1 / 50)  # the second of 50 has a p-value of 3 / 51
+    assert np.corrcoef(before["score"], after["score"])[0, 1] > 0.95
+    assert np.abs(moved).max() > 1e-3  # something was rounded
+    # A graph that is not quantized loses nothing.
+    assert measure_loss(single, single, new)[1:] == (0, 0, pytest.approx(1 / 50), pytest.approx(1 / 50))
+
+
+def test_int8_through_the_command_line(fashion: Path, tmp_path: Path) -> None:
+    file = tmp_path / "int8.onnx"
+    model = copied_zoo_model("digits/three", tmp_path / "model")
+    refused = command("export", model, "--out", file, "--int8", status=2).stderr
+    assert "model keeps no pictures to measure the loss on" in refused
+    assert "--samples DATA" in refused
+    assert len(refused.splitlines()) == 1
+    samples = ROOT / "zoo/digits/three/samples"
+    told = command("export", model, "--out", file, "--int8", "--samples", samples).stdout
+    count = len(list(samples.rglob("*.png")))
+    assert f"compared on {count + 16} pictures" in told  # in single precision
+    (said,) = [line for line in told.splitlines() if line.startswith("then int8: ")]
+    loss = Exported(file).card["int8"]
+    assert loss["pictures"] == count // 2
+    said = said.removeprefix("then int8: ")
+    assert said.startswith(f"of {count // 2} pictures p-values changed by up to ")
+    assert f"{loss['verdicts_changed']:.1%} of the verdicts at 5%" in said
+    # And wherever it is used.
+    summary = command("evaluate", file, samples, "--out", tmp_path / "x").stdout
+    assert f"the graph is of int8: {said}" in summary
+    assert "this model's own rate" not in summary
+    notes = json.loads((tmp_path / "x" / "summary.json").read_text())["notes"]
+    assert f"the graph is of int8: {said}" in notes
+    other = onnx.load(file)
+    (entry,) = [entry for entry in other.metadata_props if entry.key == "pad"]
+    entry.value = json.dumps({**json.loads(entry.value), "int8": {"pictures": 3}})
+    onnx.save(other, tmp_path / "other.onnx")
+    assert (
+        "not a file of `pad export`" in command("evaluate", tmp_path / "other.onnx", samples, status=2).stderr
+    )
+
+
+def copied_zoo_model(name: str, place: Path) -> Path:
+    """Without its samples."""
+    place.mkdir()
+    for file in (ROOT / "zoo" / name).iterdir():
+        if file.is_file():
+            shutil.copy(file, place)
+    return place
 
 
 def test_programs_of_torch_are_not_read_from_strangers(model: Path, two_views: Program, boots: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +17,19 @@ from pad.detector import Detector
 from pad.devices import pick_precision
 from pad.errors import PadError
 from pad.export.chosen import with_views
+from pad.export.int8 import LEAST_PICTURES, Loss, measure_loss, to_int8
 from pad.export.onnx import OPSET, to_onnx
 from pad.export.parity import Parity, check_parity, made_up
 from pad.export.program import Program, to_program
-from pad.exported import Exported, pixels_at_8_bits
+from pad.exported import KEY, Exported, pixels_at_8_bits, said_of_int8
+from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.store.files import atomic
 from pad.store.hub import resolve_model
 from pad.store.model_folder import fingerprint
 
 _SAMPLES = 64  # of the model, at most
+_GIVEN = 512  # of those that are named, at most
 _ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 
@@ -44,19 +49,32 @@ def export(arguments: argparse.Namespace) -> int:
     # Of a folder its name: where it lies on this machine is nobody's business.
     shared = arguments.model.startswith(("zoo:", "hf-hub:"))
     name = arguments.model if shared else Path(arguments.model).resolve().name
-    pictures = [*_samples(folder, detector), *made_up()]
+    samples = _samples(arguments, folder, detector)
+    if arguments.int8 and len(samples) < LEAST_PICTURES:
+        raise PadError(
+            f"--int8: {name} keeps no pictures to measure the loss on; name some of its kind: --samples DATA"
+        )
+    pictures = [*samples, *made_up()]
     if arguments.views is not None:
         detector = with_views(detector, [view.strip() for view in arguments.views.split(",")], name)
+    loss: Loss | None = None
     if arguments.format == "torch-export":
         content = to_program(detector, name, fingerprint(folder))
         parity = check_parity(Program(content), detector, pictures)
     else:
         model = to_onnx(detector, name, fingerprint(folder), arguments.opset or OPSET)
         content = model.SerializeToString()
-        parity = check_parity(_read_again(content), detector, pictures)
+        single = _read_again(content)
+        parity = check_parity(single, detector, pictures)
+        if arguments.int8:
+            content, loss = _in_int8(model, single, samples)
     with atomic(out) as file:
         file.write(content)
     _tell(parity)
+    if loss is not None:
+        print(f"then int8: {said_of_int8(loss.to_dict())}")
+        if not arguments.samples:
+            print("that is of the few pictures that the model keeps; --samples DATA measures it on yours")
     if arguments.views is not None:
         print(f"views: {', '.join(detector.views)}, with a calibration of their own")
     print(f"graph: {out} ({len(content) / 1e6:.1f} MB)")
@@ -77,8 +95,9 @@ def _file_to_write(arguments: argparse.Namespace) -> Path:
         other = next((f for f, e in _ENDINGS.items() if e == out.suffix), None)
         hint = f", or say --format {other}" if other else ""
         raise PadError(f"--out {out}: name a file that ends in {ending}{hint}")
-    if arguments.opset is not None and arguments.format != "onnx":
-        raise PadError(f"--opset is of ONNX; leave it out with --format {arguments.format}")
+    for option, given in (("--opset", arguments.opset is not None), ("--int8", arguments.int8)):
+        if given and arguments.format != "onnx":
+            raise PadError(f"{option} is of ONNX; leave it out with --format {arguments.format}")
     return out
 
 
@@ -98,14 +117,34 @@ def _tell(parity: Parity) -> None:
     )
 
 
-def _samples(folder: Path, detector: Detector) -> Iterator[NDArray[np.uint8]]:
-    """Pictures of the model's kind: the samples that lie with it, and the normal ones that it keeps."""
-    count = 0
+def _in_int8(model: Any, single: Exported, samples: list[NDArray[np.uint8]]) -> tuple[bytes, Loss]:
+    """The file in int8, which says what that costs: ranges are taken from every other sample, and it is
+    measured on the rest."""
+    quantized = to_int8(model, samples[::2][:_SAMPLES])
+    loss = measure_loss(_read_again(quantized.SerializeToString()), single, samples[1::2])
+    for entry in quantized.metadata_props:
+        if entry.key == KEY:
+            entry.value = json.dumps({**json.loads(entry.value), "int8": loss.to_dict()})
+    return quantized.SerializeToString(), loss
+
+
+def _samples(arguments: argparse.Namespace, folder: Path, detector: Detector) -> list[NDArray[np.uint8]]:
+    """Pictures of the model's kind: those that are named, else the samples that lie with it and normal ones
+    that it keeps."""
+    if arguments.samples:
+        images = resolve(arguments.samples, "evaluate", arguments.data_root)
+        return list(_spread(images, detector, _GIVEN))
+    found: list[NDArray[np.uint8]] = []
     if (folder / "samples").is_dir():
-        images = resolve([folder / "samples"], "evaluate")
-        for index in range(min(_SAMPLES, len(images))):
-            yield pixels_at_8_bits(images, index, detector.config.channels)
-            count += 1
+        found += _spread(resolve([folder / "samples"], "evaluate"), detector, _SAMPLES)
     if detector.quick is not None:
-        kept = detector.quick.kept.pictures[: _SAMPLES - count]
-        yield from kept.permute(0, 2, 3, 1).contiguous().numpy()
+        kept = detector.quick.kept.pictures[: _SAMPLES - len(found)]
+        found.extend(kept.permute(0, 2, 3, 1).contiguous().numpy())
+    return found
+
+
+def _spread(images: ImageSet, detector: Detector, most: int) -> Iterator[NDArray[np.uint8]]:
+    """At most so many of the images, from all over the set. Raises ImageError for one that cannot be read."""
+    count = min(most, len(images))
+    for i in range(count):
+        yield pixels_at_8_bits(images, i * len(images) // count, detector.config.channels)

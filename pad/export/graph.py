@@ -34,6 +34,7 @@ class Judged(NamedTuple):
 
 
 OUTPUTS = Judged._fields
+NETWORKS = "networks"  # the part of the graph that encoder and generator are
 
 
 class Graph(nn.Module):
@@ -55,13 +56,13 @@ class Graph(nn.Module):
         self.detector, self.config = detector, config
         self.fusion = detector.fusion
         # As modules, so that their weights are those of the graph.
-        parts: list[nn.Module] = []
+        parts: dict[str, nn.Module] = {}
         if detector.generator is not None:
             detector.generator.similarity.freeze()
-            parts += [detector.generator.networks, detector.generator.similarity]
+            parts |= {NETWORKS: detector.generator.networks, "similarity": detector.generator.similarity}
         if detector.quick is not None:
-            parts += [detector.quick, detector.quick.backbone]
-        self.parts = nn.ModuleList(parts)
+            parts |= {"quick": detector.quick, "backbone": detector.quick.backbone}
+        self.parts = nn.ModuleDict(parts)
         self.register_buffer("calibration", torch.from_numpy(detector.calibrated().scores).float())
 
     def forward(self, images: Tensor, fpr: Tensor) -> dict[str, Tensor]:

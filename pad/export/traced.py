@@ -14,7 +14,7 @@ from pad.config import FPR
 from pad.errors import PadError, one_line
 from pad.export.graph import Graph
 
-_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._export")
+_LOGGERS = ("", "torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._export")
 
 
 def traced(graph: Graph) -> ExportedProgram:

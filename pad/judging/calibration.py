@@ -34,11 +34,13 @@ class Calibration:
 
     Scores are single precision, as the detector makes them: given numbers are rounded to float32, then
     kept sorted, as a float64 array of shape (n,), n >= 1. `extra` holds whatever else is measured on the
-    same images (plain JSON types). Raises PadError for no scores or for one that is not finite.
+    same images (plain JSON types); `doubt` says why scores to come may not compare with these, if that is
+    known. Raises PadError for no scores or for one that is not finite.
     """
 
     scores: NDArray[np.float64]
     extra: dict[str, Any] = field(default_factory=dict)
+    doubt: str | None = None
 
     def __post_init__(self) -> None:
         scores = np.asarray(self.scores, dtype=np.float32).astype(np.float64)
@@ -59,7 +61,7 @@ class Calibration:
     @property
     def caveat(self) -> str | None:
         """Why rates are not held as promised, as a sentence for the user: what is known in `extra` of scores
-        that are not those of new images. None for a sound calibration."""
+        that are not those of new images, or `doubt`. None for a sound calibration."""
         if trained := self.extra.get("trained_images"):
             return (
                 f"the model was trained on {trained} of its {len(self)} calibration images, so more new "
@@ -70,7 +72,7 @@ class Calibration:
                 "the model was fine-tuned without images of its old normal, for which the false-alarm rate "
                 "is an estimate; to hold it, recalibrate on images of all that is normal: pad calibrate"
             )
-        return None
+        return self.doubt
 
     def p_values(self, scores: ArrayLike) -> NDArray[np.float64]:
         """Conformal p-values in [1/(n+1), 1], shape as `scores`: (1 + #{calibration >= score}) / (n + 1).
