@@ -283,8 +283,8 @@ def test_fusion_is_a_soft_maximum_of_standardized_log_scores(
 def test_some_views_of_a_fusion_are_fused_as_if_fitted_alone(kept: tuple[str, ...]) -> None:
     scores = np.exp(np.random.default_rng(0).normal(size=(30, 4)))
     columns = [ALL.index(view) for view in kept]
-    expected = Fusion.fit(kept, scores[:, columns], 0.3, 0.6)
-    among = Fusion.fit(ALL, scores, 0.3, 0.6).among(kept)
+    expected = Fusion.fit(kept, scores[:, columns], 0.3, Likeness(0.6, 0.5))
+    among = Fusion.fit(ALL, scores, 0.3, Likeness(0.6, 0.5)).among(kept)
     assert among.views == kept
     for ours, theirs in zip((among.mean, among.deviation), (expected.mean, expected.deviation), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)

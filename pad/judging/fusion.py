@@ -68,8 +68,8 @@ class Fusion:
         return cls(tuple(views), logs.mean(0), deviation, prior_weights(views, explained, likeness))
 
     def among(self, views: Sequence[str]) -> Fusion:
-        """Of some of its views, as `fit` on these alone makes it: the generator has what it is worth, and the
-        others divide the rest as before."""
+        """Of some of its views, as `fit` on these makes it by the same likeness: the generator has what it is
+        worth, and the others divide the rest as before."""
         kept = [self.views.index(view) for view in views]
         weights = self.weights[kept]
         generator = np.array([view == "generator" for view in views])
