@@ -25,7 +25,7 @@ import pad
 from pad.config import Config
 from pad.errors import PadError
 from pad.export.chosen import with_views
-from pad.export.graph import Graph
+from pad.export.graph import OUTPUTS, Graph
 from pad.export.int8 import measure_loss, to_int8
 from pad.export.onnx import to_onnx
 from pad.export.parity import check_parity, made_up
@@ -119,6 +119,31 @@ def test_batches_and_rates(graph: Path, detector: pad.Detector, boots: Path) -> 
     given = exported._session.run(None, {"images": batch})  # the other inputs may be left away
     assert [len(output) for output in given] == [12] * len(given)
     np.testing.assert_array_equal(given[2], given[1] <= 0.05)
+
+
+def test_openvino_says_the_same(graph: Path, detector: pad.Detector, boots: Path) -> None:
+    """As docs/production.md has it: compared as an export is."""
+    openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install openvino")
+    judge = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert [given.any_name for given in judge.inputs] == ["images"]
+    count = len(detector.calibrated()) + 1
+
+    class Runs:
+        def run(
+            self, images: np.ndarray, fpr: float | None = None, explain: bool = False
+        ) -> dict[str, np.ndarray]:
+            judged = judge({"images": images})
+            said = {name: judged[name] for name in OUTPUTS}
+            # It divides in single precision, as no other runtime does.
+            in_double = (said["p_value"] * count).round() / count
+            np.testing.assert_allclose(said["p_value"], in_double, rtol=1e-6)
+            return {**said, "p_value": in_double}
+
+    assert check_parity(Runs(), detector, [*made_up(), *pictures()]).other_p_values == 0
+    batch = np.stack([np.asarray(Image.open(path)) for path in sorted(boots.glob("*.png"))[:12]])[..., None]
+    ours, theirs = Exported(graph).run(batch, explain=True), Runs().run(batch)
+    np.testing.assert_allclose(theirs["score"], ours["score"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(theirs["anomalous"], ours["anomalous"])
 
 
 @pytest.mark.parametrize("channels", [2, 4])
