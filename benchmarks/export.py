@@ -5,13 +5,15 @@
 
 Of every DATA equally many pictures are taken, `--images` in all, and every other one is resized to a random
 size. Each is scored by `pad` in single precision and by ONNX Runtime; then one picture, and 32 at a time, are
-timed on one thread, in single precision and in the number format that `pad evaluate` takes on this machine.
+timed on one thread: by ONNX Runtime, also of int8; by `torch.compile`, which may fail, and is left after
+`--compile-seconds`; and by `pad` in single precision and in the number format that it takes on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -28,6 +30,9 @@ from provenance import provenance, shown
 
 import pad
 from pad.commands.parser import main as command
+from pad.config import FPR
+from pad.errors import one_line
+from pad.export.graph import Graph
 from pad.exported import Exported
 from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
@@ -91,6 +96,64 @@ def timing(score: Callable[[np.ndarray], Any], pixels: np.ndarray, repeats: int)
     }
 
 
+def compiled(model: str, pixels: np.ndarray, repeats: int, limit: float) -> dict[str, Any]:
+    """`timing` of the same graph by `torch.compile`, in a process of its own that has `limit` seconds; the
+    reason under `failed` where that comes to nothing."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_compile, args=(sender, model, pixels, repeats), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(limit):
+            return receiver.recv()
+        return {"failed": f"not done after {limit:.0f} seconds"}
+    except EOFError:
+        process.join()
+        return {"failed": f"ended with status {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _compile(sender: Any, model: str, pixels: np.ndarray, repeats: int) -> None:
+    torch.set_num_threads(1)
+    try:
+        detector = pad.load(model, device="cpu", precision="float32")
+        graph, fpr = Graph(detector).eval(), torch.tensor(FPR, dtype=torch.float64)
+
+        def judge(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            judged = graph.judged(images, fpr)  # what is not returned is not computed
+            return judged.score, judged.p_value
+
+        fast = torch.compile(judge, dynamic=False)  # for each size of batch by itself
+
+        def score(images: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                return fast(torch.from_numpy(images))[0].numpy()
+
+        begun = time.perf_counter()
+        many = np.repeat(pixels[None], BATCH, 0)
+        first = [score(images) for images in (pixels[None], many)]
+        seconds = time.perf_counter() - begun
+        expected = detector.score(pixels[None])
+        difference = float(np.abs(first[0] - expected).max() / max(1e-12, np.abs(expected).max()))
+        sender.send({**timing(score, pixels, repeats), "compiling_seconds": round(seconds, 1),
+                     "difference": difference})  # fmt: skip
+    except Exception as error:
+        sender.send({"failed": one_line(f"{type(error).__name__}: {error}")[:300]})
+
+
+def in_int8(model: str, pixels: np.ndarray, repeats: int, place: Path) -> dict[str, Any]:
+    """`timing` of the graph in int8, with its size and its loss (pad/export/int8.py)."""
+    file = place / "int8.onnx"
+    if status := command(["export", model, "--out", str(file), "--int8"]):
+        return {"failed": f"pad export --int8 ended with status {status}"}
+    graph = Exported(file)
+    megabytes = round(file.stat().st_size / 1e6, 1)
+    return {**timing(graph.run, pixels, repeats), "megabytes": megabytes, "loss": graph.card["int8"]}
+
+
 def measure(model: str, sets: list[ImageSet], args: argparse.Namespace, place: Path) -> dict[str, Any]:
     file = place / "graph.onnx"
     if status := command(["export", model, "--out", str(file)]):
@@ -109,6 +172,8 @@ def measure(model: str, sets: list[ImageSet], args: argparse.Namespace, place: P
     result["timed_at"] = side
     result["onnx"] = timing(graph.run, pixels, args.repeats)
     result["onnx_explained"] = timing(lambda x: graph.run(x, explain=True), pixels, args.repeats)
+    result["onnx_int8"] = in_int8(model, pixels, args.repeats, place)
+    result["compiled"] = compiled(model, pixels, args.repeats, args.compile_seconds)
     result["pad_float32"] = timing(single.score, pixels, args.repeats)
     result["pad"] = {**timing(usual.score, pixels, args.repeats), "precision": str(usual.dtype)}
     return result
@@ -121,6 +186,7 @@ def main() -> None:
     parser.add_argument("--data-root")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=20, help="of one picture")
+    parser.add_argument("--compile-seconds", type=float, default=600, help="for torch.compile, of each model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--markdown", type=Path, help="also write the results as a page")
     args = parser.parse_args()
@@ -136,6 +202,56 @@ def main() -> None:
     if args.markdown:
         with atomic(args.markdown) as file:
             file.write(page(content).encode())
+
+
+TIMED = {
+    "onnx": "graph",
+    "onnx_explained": "with map and nearest normal",
+    "onnx_int8": "graph of int8",
+    "compiled": "`torch.compile`, float32",
+    "pad_float32": "`pad`, float32",
+    "pad": "`pad`, as it computes here",
+}
+
+
+def _timed(entry: dict[str, Any]) -> str:
+    if "milliseconds" not in entry:
+        return "–"
+    return f"{entry['milliseconds']:.1f}; {entry['images_per_second']:.0f}"
+
+
+def _of_int8(models: list[dict[str, Any]]) -> list[str]:
+    """What int8 costs."""
+    rows = []
+    for entry in models:
+        if loss := entry.get("onnx_int8", {}).get("loss"):
+            rows.append(
+                f"| {entry['model']} | {entry['onnx_int8']['megabytes']} | {loss['pictures']} | "
+                f"{loss['largest_change_of_p_value']:.2f} | {loss['verdicts_changed']:.1%} | "
+                f"{loss['false_alarms']:.1%} | {loss['false_alarms_before']:.1%} |"
+            )
+    head = [
+        "",
+        "| int8, on pictures that the model keeps | MB | pictures | largest change of a p-value "
+        "| verdicts that change at 5 % | false alarms there | before |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    return [*head, *rows] if rows else []
+
+
+def _of_compiling(models: list[dict[str, Any]]) -> list[str]:
+    """How long `torch.compile` took, and what failed."""
+    took = [
+        f"{entry['model']} {entry['compiled']['compiling_seconds']:.0f} s"
+        for entry in models
+        if "compiling_seconds" in entry.get("compiled", {})
+    ]
+    lines = ["", f"Compiling for both sizes took: {', '.join(took)}."] if took else []
+    for entry in models:
+        for key in ("onnx_int8", "compiled"):
+            if reason := entry.get(key, {}).get("failed"):
+                lines += ["", f"{entry['model']}, {TIMED[key]}: {reason}."]
+    return lines
 
 
 def page(content: dict[str, Any]) -> str:
@@ -161,18 +277,17 @@ def page(content: dict[str, Any]) -> str:
             f"({of['sizes']}) | {of['equal_p_values']:,} | {of['largest_difference']:.1e} | "
             f"{of['median_difference']:.1e} | {of['above_1e-4']} |"
         )
+    # Of a result of an earlier version, what it measured.
+    timed = {key: title for key, title in TIMED.items() if any(key in entry for entry in content["models"])}
     lines += [
         "",
-        "| one picture in ms; pictures/s at 32 | pixels | graph | with map and nearest normal "
-        "| `pad`, float32 | `pad`, as it computes here |",
-        "|---|---:|---:|---:|---:|---:|",
+        f"| one picture in ms; pictures/s at {content['batch']} | pixels | {' | '.join(timed.values())} |",
+        f"|---|---:|{'---:|' * len(timed)}",
     ]
     for entry in content["models"]:
-        cells = [
-            f"{entry[name]['milliseconds']:.1f}; {entry[name]['images_per_second']:.0f}"
-            for name in ("onnx", "onnx_explained", "pad_float32", "pad")
-        ]
+        cells = [_timed(entry.get(name, {})) for name in timed]
         lines.append(f"| {entry['model']} | {entry['timed_at']} | {' | '.join(cells)} |")
+    lines += _of_int8(content["models"]) + _of_compiling(content["models"])
     if note := content.get("note"):
         lines += ["", note]
     return "\n".join(lines) + "\n"

@@ -96,7 +96,8 @@ JOBS = (
         "export",
         "--models zoo:fashion-mnist/bag zoo:digits/three zoo:patches/retina zoo:surfaces/gravel "
         "--data fashion-mnist:8 TREE/tests/data --data-root DATA --images 1000 --repeats 20",
-        "--models zoo:digits/three --data TREE/tests/data/fashion/test --images 4 --repeats 2",
+        "--models zoo:digits/three --data TREE/tests/data/fashion/test --images 4 --repeats 2 "
+        "--compile-seconds 1",
     ),
     Job("cluster", 0.2, "cluster", "--data-root DATA"),
     Job("speed", 1.0, "speed", "--data-root DATA --curve 5 --device cpu"),

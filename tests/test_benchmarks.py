@@ -239,17 +239,23 @@ def test_contrast_needs_two_images(boots: Path, tmp_path: Path) -> None:
 def test_exported_graphs_are_compared_and_timed(fashion: Path, photographs: Path, tmp_path: Path) -> None:
     bench(
         "export.py", "--models", "zoo:digits/three", "--data", fashion / "test", photographs, "--images", 8,
-        "--repeats", 2, "--out", "export.json", "--markdown", "export.md", cwd=tmp_path,
+        "--repeats", 2, "--out", "export.json", "--markdown", "export.md", "--compile-seconds", 1,
+        cwd=tmp_path,
     )  # fmt: skip
     [entry] = json.loads((tmp_path / "export.json").read_text())["models"]
     assert entry["parity"]["images"] == entry["parity"]["equal_p_values"] == 8
     assert entry["parity"]["median_difference"] < 1e-5
     assert entry["parity"]["sizes"] >= 5
     assert all(
-        entry[name]["images_per_second"] > 0 for name in ("onnx", "onnx_explained", "pad", "pad_float32")
+        entry[name]["images_per_second"] > 0
+        for name in ("onnx", "onnx_explained", "onnx_int8", "pad", "pad_float32")
     )
+    assert entry["onnx_int8"]["loss"]["pictures"] > 0
+    assert entry["compiled"] == {"failed": "not done after 1 seconds"}
     page = (tmp_path / "export.md").read_text()
     assert "| zoo:digits/three | generator |" in page
+    assert "zoo:digits/three, `torch.compile`, float32: not done after 1 seconds." in page
+    assert f"{entry['onnx_int8']['loss']['largest_change_of_p_value']:.2f} |" in page
     assert f"{entry['parity']['largest_difference']:.1e}" in page
 
 

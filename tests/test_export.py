@@ -317,7 +317,9 @@ def test_int8_is_of_backbones_alone_and_its_loss_is_told(
     def pixels(paths: list[Path]) -> list[np.ndarray]:
         return [np.asarray(Image.open(path))[..., None] for path in paths]
 
-    quantized = to_int8(onnx.load(graph), pixels(sorted(boots.glob("*.png"))[:16]))
+    original = onnx.load(graph)
+    quantized = to_int8(original, pixels(sorted(boots.glob("*.png"))[:16]))
+    assert original == onnx.load(graph)  # nothing was taken from it
     onnx.save(quantized, tmp_path / "int8.onnx")
     kinds = {t.name: t.data_type for t in quantized.graph.initializer}
     rounded = {name.removesuffix("_quantized") for name, k in kinds.items() if k == onnx.TensorProto.INT8}

@@ -140,7 +140,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
                         "(FILE.onnx, the default), or a program of torch (FILE.pt2)")  # fmt: skip
     parser.add_argument("--views", metavar="NAME,...", help="look through these of the model's views alone, "
                         "calibrated as such (default: all)")  # fmt: skip
-    parser.add_argument("--int8", action="store_true", help="ONNX: backbones in int8, smaller and less "
+    parser.add_argument("--int8", action="store_true", help="ONNX: backbones in int8, quicker and less "
                         "exact; says what it costs")  # fmt: skip
     parser.add_argument("--samples", nargs="+", metavar="DATA", help="pictures of the model's kind to "
                         "compare on (default: those that it keeps)")  # fmt: skip

@@ -61,9 +61,10 @@ def to_int8(model: Any, pictures: Sequence[NDArray[np.uint8]]) -> Any:
     if not chosen:
         raise PadError("--int8: this model has no convolutions of a backbone to quantize; leave it out")
     with tempfile.TemporaryDirectory() as place, plainly("--int8: ONNX Runtime cannot"), _silent_runtime():
-        file = Path(place) / "int8.onnx"
+        single, file = Path(place) / "single.onnx", Path(place) / "int8.onnx"
+        onnx.save(model, single)  # of a model that is given it takes the weights away
         quantize_static(
-            model, file, _reader(pictures), quant_format=QuantFormat.QDQ, per_channel=True,
+            single, file, _reader(pictures), quant_format=QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=["Conv"], nodes_to_quantize=chosen,
         )  # fmt: skip
         quantized = onnx.load(file)
