@@ -5,7 +5,7 @@
 
 Of every DATA equally many pictures are taken, `--images` in all, and every other one is resized to a random
 size. Each is scored by `pad` in single precision and by ONNX Runtime; then one picture, and 32 at a time, are
-timed on one thread: by ONNX Runtime, also of int8; by `torch.compile`, which may fail, and is left after
+timed on one thread: by ONNX Runtime, with `--int8` also of int8; by `torch.compile`, which may fail, and is left after
 `--compile-seconds`; and by `pad` in single precision and in the number format that it takes on this machine.
 """
 
@@ -172,7 +172,8 @@ def measure(model: str, sets: list[ImageSet], args: argparse.Namespace, place: P
     result["timed_at"] = side
     result["onnx"] = timing(graph.run, pixels, args.repeats)
     result["onnx_explained"] = timing(lambda x: graph.run(x, explain=True), pixels, args.repeats)
-    result["onnx_int8"] = in_int8(model, pixels, args.repeats, place)
+    if args.int8:
+        result["onnx_int8"] = in_int8(model, pixels, args.repeats, place)
     result["compiled"] = compiled(model, pixels, args.repeats, args.compile_seconds)
     result["pad_float32"] = timing(single.score, pixels, args.repeats)
     result["pad"] = {**timing(usual.score, pixels, args.repeats), "precision": str(usual.dtype)}
@@ -186,6 +187,7 @@ def main() -> None:
     parser.add_argument("--data-root")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=20, help="of one picture")
+    parser.add_argument("--int8", action="store_true", help="export and time graphs of int8 as well")
     parser.add_argument("--compile-seconds", type=float, default=600, help="for torch.compile, of each model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--markdown", type=Path, help="also write the results as a page")

@@ -95,7 +95,7 @@ JOBS = (
         0.4,
         "export",
         "--models zoo:fashion-mnist/bag zoo:digits/three zoo:patches/retina zoo:surfaces/gravel "
-        "--data fashion-mnist:8 TREE/tests/data --data-root DATA --images 1000 --repeats 20",
+        "--data fashion-mnist:8 TREE/tests/data --data-root DATA --images 1000 --repeats 20 --int8",
         "--models zoo:digits/three --data TREE/tests/data/fashion/test --images 4 --repeats 2 "
         "--compile-seconds 1",
     ),

@@ -247,15 +247,12 @@ def test_exported_graphs_are_compared_and_timed(fashion: Path, photographs: Path
     assert entry["parity"]["median_difference"] < 1e-5
     assert entry["parity"]["sizes"] >= 5
     assert all(
-        entry[name]["images_per_second"] > 0
-        for name in ("onnx", "onnx_explained", "onnx_int8", "pad", "pad_float32")
+        entry[name]["images_per_second"] > 0 for name in ("onnx", "onnx_explained", "pad", "pad_float32")
     )
-    assert entry["onnx_int8"]["loss"]["pictures"] > 0
     assert entry["compiled"] == {"failed": "not done after 1 seconds"}
     page = (tmp_path / "export.md").read_text()
     assert "| zoo:digits/three | generator |" in page
     assert "zoo:digits/three, `torch.compile`, float32: not done after 1 seconds." in page
-    assert f"{entry['onnx_int8']['loss']['largest_change_of_p_value']:.2f} |" in page
     assert f"{entry['parity']['largest_difference']:.1e}" in page
 
 
