@@ -9,7 +9,7 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -272,7 +272,7 @@ class Watcher:
     def _record(self, judged: Sequence[_Judged]) -> list[Event]:
         """Adds events and all that comes of them; those that are new."""
         added: list[Event] = []
-        with self.state.transaction():
+        with self.state.transaction(), self._deciding_alarms():
             for event, features in judged:
                 if not self.state.add_event(event):
                     continue
@@ -290,14 +290,21 @@ class Watcher:
             self._needs_reload = False
         return added
 
-    def _decide_alarm(self, event: Event) -> None:
-        """Where that is asked for, whether an event raises an alarm. What the rule has seen is in the state,
-        and so never ahead of the events."""
-        if self._rule is None or event.p_value is None:
+    @contextlib.contextmanager
+    def _deciding_alarms(self) -> Iterator[None]:
+        """Within, a part of the transaction that adds events, the rule goes on from what the state says that
+        it has seen; that is never ahead of the events, whatever was killed or undone."""
+        if self._rule is None:
+            yield
             return
         self._rule.resume(self.state.fact("online_fdr"))
-        self.state.set_alarm(event, self._rule.see(event.p_value, event.verdict == ANOMALY))
+        yield
         self.state.set_fact("online_fdr", self._rule.dump())
+
+    def _decide_alarm(self, event: Event) -> None:
+        """Where that is asked for, whether an event raises an alarm."""
+        if self._rule is not None and event.p_value is not None:
+            self.state.set_alarm(event, self._rule.see(event.p_value, event.verdict == ANOMALY))
 
     def _remember(self, event: Event, features: Features) -> None:
         """Keeps a flagged picture with those that are like it, or in the buffer."""
