@@ -45,6 +45,19 @@ def test_alarms_of_all_sequences_against_the_formula(n: int, rate: float) -> Non
         assert found == by_hand(evidence, period, rate)
 
 
+@pytest.mark.parametrize(("n", "rate"), [(36, 0.2), (54, 0.1), (10, 0.5), (200, 0.1)])
+def test_the_level_is_the_largest_p_value_that_raises_an_alarm(n: int, rate: float) -> None:
+    rule, ranks = OnlineFdr(rate, n), np.arange(1, n + 2)
+    for rank in np.random.default_rng(2).integers(1, 5, size=300):
+        alarms = []
+        for k in ranks:
+            other = OnlineFdr(rate, n)
+            other.resume(rule.dump())
+            alarms.append(other.see(k / (n + 1), True))
+        assert rule.level == max(ranks[alarms]) / (n + 1)
+        rule.see(rank / (n + 1), True)
+
+
 def test_an_alarm_is_possible_at_every_picture_and_of_no_longer_period() -> None:
     for n in range(18, 300):
         rule = OnlineFdr(0.1, n)
@@ -122,7 +135,13 @@ def test_a_watcher_raises_alarms(
     assert 0 < sum(alarms) < sum(line["verdict"] == "anomaly" for line in lines)
     # The state tells the same of what is written again.
     out.unlink()
+    kept = State(state).fact("online_fdr")
+    assert json.loads(kept)["seen"] == (len(lines) - 1) % rule.period + 1
+    assert main([*words, "--online-fdr", "0.2", "--device", "cpu"]) == 0
+    assert State(state).fact("online_fdr") == kept
+    out.unlink()
     assert main([*words, "--device", "cpu"]) == 0
+    assert State(state).fact("online_fdr") is None  # nobody asks any more
     assert [json.loads(line)["alarm"] for line in out.read_bytes().splitlines()] == alarms
     assert [event.alarm for event in State(state).events()] == alarms
     capfdbinary.readouterr()
@@ -144,7 +163,7 @@ def test_a_batch_of_pictures_is_one_look_at_the_rule(
     words = ["watch", str(model), str(fashion / "test" / "trouser"), "--state", str(tmp_path / "state")]
     words += ["--once", "--out", str(tmp_path / "lines"), "--online-fdr", "0.2", "--device", "cpu"]
     assert main(words) == 0
-    asked = [i for i, statement in enumerate(done) if "'online_fdr'" in statement]
+    _, _, *asked = [i for i, statement in enumerate(done) if "'online_fdr'" in statement]  # two: it starts
     events = [i for i, statement in enumerate(done) if statement.startswith("INSERT INTO events")]
     assert len(events) == 20
     assert len(asked) == 2 * -(-20 // AT_ONCE), "read and written once a batch"

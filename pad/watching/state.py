@@ -53,7 +53,10 @@ CREATE TABLE deliveries (id TEXT PRIMARY KEY, time REAL NOT NULL, body TEXT NOT 
 INSERT INTO versions (time, normals, parent) VALUES (0, '[]', NULL);
 """
 # Whether an event has raised an alarm (--online-fdr); a state of an older pad gets it when it is opened.
-_LATER = "CREATE TABLE IF NOT EXISTS raised (event INTEGER PRIMARY KEY, alarm INTEGER NOT NULL)"
+_LATER = """
+CREATE TABLE IF NOT EXISTS raised (event INTEGER PRIMARY KEY, alarm INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS raised_alarms ON raised (event) WHERE alarm;
+"""
 
 
 @dataclass
@@ -155,13 +158,16 @@ class State:
         if not self._all(there):
             with self.transaction():
                 if not self._all(there):  # another may have been quicker
-                    for statement in _SCHEMA.split(";"):
-                        self.database.execute(statement)
+                    self._make(_SCHEMA)
                     self.set_fact("format", FORMAT)
         found = self.fact("format")
         if found != FORMAT:
             raise PadError(f"{path} was made by another pad (format {shown(found)}, this one has {FORMAT})")
-        self.database.execute(_LATER)
+        self._make(_LATER)
+
+    def _make(self, schema: str) -> None:
+        for statement in schema.split(";"):
+            self.database.execute(statement)
 
     def close(self) -> None:
         self.database.close()
@@ -230,13 +236,20 @@ class State:
         rows = self._all(f"SELECT {_EVENT} FROM events WHERE id > ? ORDER BY id LIMIT ?", after, limit)
         return [_event(row) for row in rows]
 
-    def latest_events(self, limit: int, flagged: bool = False, before: int | None = None) -> list[Event]:
-        """The newest first; `before`: of those with a smaller id."""
+    def latest_events(
+        self, limit: int, flagged: bool = False, before: int | None = None, alarms: bool = False
+    ) -> list[Event]:
+        """The newest first; `before`: of those with a smaller id; `alarms`: of those that raised one."""
         query = f"SELECT {_EVENT} FROM events WHERE id < ? AND (NOT ? OR verdict = 'anomaly')"
+        query += " AND id IN (SELECT event FROM raised WHERE alarm)" if alarms else ""
         rows = self._all(
             f"{query} ORDER BY id DESC LIMIT ?", 2**62 if before is None else before, flagged, limit
         )
         return [_event(row) for row in rows]
+
+    def alarms_raised(self) -> int:
+        """How many of the events that are kept raised an alarm (--online-fdr)."""
+        return int(self._all("SELECT COUNT(*) FROM raised WHERE alarm")[0][0])
 
     def rates(self, buckets: int, most: int = 10_000) -> list[tuple[int, int, int]]:
         """Of the latest events, in buckets of ids: the first id, how many were judged, and how many

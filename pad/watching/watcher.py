@@ -88,6 +88,7 @@ class Watcher:
         with state.transaction():
             state.set_fact("adopt", request.adopt)
             state.set_fact("fpr", request.fpr)
+            state.set_fact("online_fdr", self._resumed_rule())
             self.drift = self._resumed_drift()
         if self._learns:
             self._warm_up()
@@ -156,6 +157,13 @@ class Watcher:
         normal = NewNormal(accepted, self.detector.quick, self.request.fpr)
         log.info("proposal %d is normal, after %.2f s", proposal, time.perf_counter() - begun)
         return normal
+
+    def _resumed_rule(self) -> str | None:
+        """What the rule of alarms has seen; None where nobody asks for alarms."""
+        if self._rule is None:
+            return None
+        self._rule.resume(self.state.fact("online_fdr"))
+        return self._rule.dump()
 
     def _resumed_drift(self) -> Drift:
         snapshot = self.state.fact("drift")
