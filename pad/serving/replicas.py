@@ -135,8 +135,8 @@ def _claim(request: ServeRequest) -> None:
         return
     if others := sorted(set(serve.status().applications) - {NAME}):
         raise PadError(
-            f"--ray {request.ray}: the cluster serves '{others[0]}' by Ray Serve already; `pad serve` takes one "
-            "that serves nothing else"
+            f"--ray {request.ray}: the cluster serves '{others[0]}' by Ray Serve already; `pad serve` takes "
+            "one that serves nothing else"
         )
     serve.shutdown()
 
