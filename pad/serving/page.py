@@ -149,6 +149,7 @@ def summary(state: State) -> dict[str, Any]:
         "evidence": state.fact("evidence") or 1.0,
         "version": version.id,
         "normals": list(version.normals),
+        "learnt": list(version.learnt),
         "proposals": [
             {"id": p.id, "time": p.time, "status": p.status, "name": p.name, "pictures": p.pictures}
             for p in sorted(state.proposals(), key=lambda p: (p.status != OPEN, p.status == REJECTED, -p.id))

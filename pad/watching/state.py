@@ -52,10 +52,13 @@ CREATE TABLE deliveries (id TEXT PRIMARY KEY, time REAL NOT NULL, body TEXT NOT 
     due REAL NOT NULL) WITHOUT ROWID;
 INSERT INTO versions (time, normals, parent) VALUES (0, '[]', NULL);
 """
-# Whether an event has raised an alarm (--online-fdr); a state of an older pad gets it when it is opened.
+# Whether an event has raised an alarm (--online-fdr); what the generator has learnt in each version. A state
+# of an older pad gets them when it is opened.
 _LATER = """
 CREATE TABLE IF NOT EXISTS raised (event INTEGER PRIMARY KEY, alarm INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS raised_alarms ON raised (event) WHERE alarm;
+CREATE TABLE IF NOT EXISTS learnt (version INTEGER NOT NULL, proposal INTEGER NOT NULL,
+    PRIMARY KEY (version, proposal)) WITHOUT ROWID;
 """
 
 
@@ -122,10 +125,12 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Version:
-    """What is normal besides what the model was trained on: proposals that were accepted."""
+    """What is normal besides what the model was trained on: proposals that were accepted, and those of them
+    that the generator has learnt."""
 
     id: int
     normals: tuple[int, ...]
+    learnt: tuple[int, ...] = ()
 
 
 class State:
@@ -339,6 +344,10 @@ class State:
         query = "SELECT event, features, thumbnail FROM members WHERE proposal = ? ORDER BY event"
         return [Kept(*row) for row in self._all(query, proposal)]
 
+    def generator(self, proposal: int) -> Path:
+        """Where a generator that has learnt a proposal lies."""
+        return self.folder / "generators" / f"{proposal}.safetensors"
+
     def montage(self, proposal: int) -> Path:
         """Where the pictures of a proposal are drawn as one."""
         return self.folder / "proposals" / f"{proposal}.jpg"
@@ -348,7 +357,8 @@ class State:
     def version(self) -> Version:
         """The one that counts."""
         number, normals = self._all("SELECT id, normals FROM versions ORDER BY id DESC LIMIT 1")[0]
-        return Version(number, tuple(json.loads(normals)))
+        learnt = self._all("SELECT proposal FROM learnt WHERE version = ? ORDER BY proposal", number)
+        return Version(number, tuple(json.loads(normals)), tuple(proposal for (proposal,) in learnt))
 
     def versions(self) -> list[tuple[int, float, tuple[int, ...]]]:
         """All that ever counted, in order: id, time, proposals accepted."""
@@ -361,7 +371,7 @@ class State:
         with self._whole():
             self._decide(proposal, ACCEPTED, by, now)
             version = self.version()
-            self._add_version((*version.normals, proposal), version.id, now)
+            self._add_version(version, (*version.normals, proposal), version.learnt, now)
         return self.version()
 
     def reject(self, proposal: int, by: str, name: str = "", now: float | None = None) -> None:
@@ -379,15 +389,22 @@ class State:
             if not version.normals:
                 raise PadError(f"{self.folder}: nothing was accepted that could be rolled back")
             last = version.normals[-1]
-            self._add_version(version.normals[:-1], version.id, now)
+            self._add_version(version, version.normals[:-1], version.learnt, now)
             self._run("UPDATE proposals SET status = ? WHERE id = ?", OPEN, last)
-            self._run(
-                "INSERT INTO decisions (time, what, proposal, decided_by) VALUES (?, 'rollback', ?, ?)",
-                now,
-                last,
-                by,
-            )
+            self._add_decision("rollback", last, by, now)
         return self.version()
+
+    def learn(self, proposal: int, by: str, now: float | None = None) -> bool:
+        """The generator has learnt a proposal: a new version. False where that is not normal (any more), or
+        learnt already."""
+        now = time.time() if now is None else now
+        with self._whole():
+            version = self.version()
+            if proposal not in version.normals or proposal in version.learnt:
+                return False
+            self._add_version(version, version.normals, (*version.learnt, proposal), now)
+            self._add_decision("learn", proposal, by, now)
+        return True
 
     def decisions(self) -> list[dict[str, Any]]:
         """All of them, in order."""
@@ -407,7 +424,9 @@ class State:
         if found[0][0] != OPEN:
             raise PadError(f"{self.folder}: proposal {proposal} is {found[0][0]} already")
         self._run("UPDATE proposals SET status = ? WHERE id = ?", status, proposal)
-        what = "accept" if status == ACCEPTED else "reject"
+        self._add_decision("accept" if status == ACCEPTED else "reject", proposal, by, now)
+
+    def _add_decision(self, what: str, proposal: int, by: str, now: float) -> None:
         self._run(
             "INSERT INTO decisions (time, what, proposal, decided_by) VALUES (?, ?, ?, ?)",
             now,
@@ -416,13 +435,18 @@ class State:
             by,
         )
 
-    def _add_version(self, normals: Sequence[int], parent: int, now: float) -> None:
-        self._run(
+    def _add_version(
+        self, parent: Version, normals: Sequence[int], learnt: Sequence[int], now: float
+    ) -> None:
+        """What was learnt counts where it is normal."""
+        number = self._run(
             "INSERT INTO versions (time, normals, parent) VALUES (?, ?, ?)",
             now,
             json.dumps(list(normals)),
-            parent,
+            parent.id,
         )
+        for proposal in sorted({*learnt} & {*normals}):
+            self._run("INSERT INTO learnt VALUES (?, ?)", number, proposal)
 
     # Alarms
 

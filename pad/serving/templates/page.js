@@ -125,7 +125,8 @@ function show(state) {
     if (again) again.focus();
   }
   const lines = [
-    ...state.decisions.map((d) => [d.time, d.what + " proposal " + d.proposal + ", by " + d.by]),
+    ...state.decisions.map((d) => [d.time, d.what === "learn" ? "the generator has learnt proposal " + d.proposal
+      : d.what + " proposal " + d.proposal + ", by " + d.by]),
     ...state.alarms.map((a) => [a.time, "drift: " + a.changed + " (evidence " + Math.round(a.evidence) + ", picture " + a.event + ")"]),
   ].sort((a, b) => b[0] - a[0]).map(([time, words]) => make("li", "", when(time) + "  " + words));
   byId("history").replaceChildren(...(lines.length ? lines : [make("li", "hint", "Nothing was decided yet.")]));
