@@ -53,6 +53,7 @@ from pad.store.weights import TensorSpec
 from pad.views.examined import Examined
 from pad.views.features import Features
 from pad.views.generator import GeneratorView
+from pad.views.likeness import UNKNOWN
 from pad.views.quick import QuickViews, build_quick
 from pad.views.tiles import largest, stitched
 
@@ -470,7 +471,7 @@ class Detector:
         and the share of their differences that the generator explains. belonging: see `calibrate`."""
         measured: dict[str, Any] = dict(extra)
         fused_by = views if belonging is None else views[belonging]
-        likeness = self.quick.likeness if self.quick is not None else 0.0
+        likeness = self.quick.likeness if self.quick is not None else UNKNOWN
         self.fusion = Fusion.fit(self.views, fused_by, explained, likeness) if len(self.views) > 1 else None
         scores = self.fused(torch.from_numpy(views))
         if len(self.views) > 1:

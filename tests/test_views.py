@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.spatial.distance import mahalanobis
 from scipy.special import logsumexp
-from scipy.stats import spearmanr
+from scipy.stats import logistic, spearmanr
 from sklearn.covariance import LedoitWolf, ledoit_wolf
 from torch import Tensor
 
@@ -34,6 +34,7 @@ from pad.registry.publish import plan
 from pad.views.features import Features, features_of, joined_features
 from pad.views.gaussian import Gaussian
 from pad.views.kept import KeptNormals
+from pad.views.likeness import Likeness
 from pad.views.middle import Middle
 from pad.views.parts import Parts
 from pad.views.quick import QuickViews
@@ -149,6 +150,13 @@ def test_whole_and_middle_are_mahalanobis_distances() -> None:
         np.testing.assert_allclose(view.score(new).numpy(), expected, rtol=0.01)
 
 
+def test_likeness_as_a_whole_is_the_mean_cosine_of_two_images() -> None:
+    normal, whole = features(40), Whole([16])
+    whole.fit(normal)
+    deep = normal.deep[0].double()
+    assert whole.likeness == pytest.approx(float((deep @ deep.T).mean()), abs=1e-5)
+
+
 def test_whole_takes_the_geometric_mean_of_several_layers() -> None:
     normal, new = features(30), features(5, seed=1)
     layers = [Features([of.deep[0], of.middle], of.middle, of.local) for of in (normal, new)]
@@ -240,10 +248,17 @@ ALL = ("generator", "whole", "middle", "parts")
 
 @pytest.mark.parametrize(
     ("views", "explained", "likeness"),
-    [(ALL, 0.4, 0.5), (ALL, -3.0, 0.0), (ALL[1:], 0.0, 0.7), (ALL[::2], 1.0, 0.5), (ALL[1::2], 0.0, 1.0)],
+    [
+        (ALL, 0.4, Likeness(0.5, 0.5)),
+        (ALL, -3.0, Likeness()),
+        (ALL[1:], 0.0, Likeness(0.7, 0.5)),
+        (ALL[1:], 0.0, Likeness(0.4, 0.75)),
+        (ALL[::2], 1.0, Likeness(0.5, 0.9)),
+        (ALL[1::2], 0.0, Likeness(1.0, 1.0)),
+    ],
 )
 def test_fusion_is_a_soft_maximum_of_standardized_log_scores(
-    views: tuple[str, ...], explained: float, likeness: float
+    views: tuple[str, ...], explained: float, likeness: Likeness
 ) -> None:
     random = np.random.default_rng(0)
     normal = np.exp(random.normal(size=(50, len(views))) * [1, 2, 0.1, 0.5][: len(views)])
@@ -256,7 +271,8 @@ def test_fusion_is_a_soft_maximum_of_standardized_log_scores(
     if "generator" in views:
         assert weights[0] == pytest.approx(np.clip(explained, 0.01, 0.99))
     if views == ALL[1:]:
-        assert weights[2] == pytest.approx(likeness**2)
+        alike_all_over = logistic.cdf(likeness.whole, 0.7, 0.04)
+        assert weights[2] == pytest.approx(max(likeness.places**2.5, alike_all_over))
     fused = fusion.fuse(new)
     assert fused.dtype == np.float32
     np.testing.assert_allclose(fused, logsumexp(u, b=weights, axis=1), rtol=1e-5)
