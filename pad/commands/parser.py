@@ -235,6 +235,11 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
                         "that, the answer is 429 (default 1024)")  # fmt: skip
     parser.add_argument("--timeout", type=_minutes, metavar="S", help="seconds for a request (default 60)")
     parser.add_argument("--batch-size", type=_batch_size, metavar="N", help="scored at a time (default 64)")
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="serve from the Ray cluster at "
+                        "ADDRESS, or from several processes of this machine (pip install "
+                        "'pad-anomaly[ray,serve]')")  # fmt: skip
+    parser.add_argument("--replicas", type=_positive_int, metavar="N", help="with --ray: how many processes "
+                        "(default: one a machine)")  # fmt: skip
     _add_weights(parser)
     _add_downloads(parser)
     _add_device(parser)
