@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import pytest
 from PIL import Image
 
@@ -42,7 +43,7 @@ class Answer(NamedTuple):
 class Server:
     """A running `pad serve`."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+    def __init__(self, process: forked.Process, port: int) -> None:
         self.process, self.port = process, port
 
     def ask(
@@ -82,19 +83,8 @@ def multipart(*files: tuple[str, bytes]) -> tuple[str, bytes]:
 def serving(*words: object, token: str = "") -> Iterator[Server]:
     """`pad serve` on a free port; what it said is in `said` once it has ended."""
     environment = {**ENVIRONMENT, **({"PAD_SERVE_TOKEN": token} if token else {})}
-    command = [
-        sys.executable,
-        "-m",
-        "pad",
-        "serve",
-        MODEL,
-        "--port",
-        "0",
-        "--device",
-        "cpu",
-        *map(str, words),
-    ]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    command = ["-m", "pad", "serve", MODEL, "--port", "0", "--device", "cpu", *map(str, words)]
+    process = forked.Process(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         first = process.stderr.readline()
@@ -389,8 +379,7 @@ def test_what_was_begun_is_finished_when_it_is_stopped(pictures: list[Path]) -> 
 )
 def test_mistakes_are_told_in_a_line(words: list[str], token: str, message: str) -> None:
     environment = {**ENVIRONMENT, **({"PAD_SERVE_TOKEN": token} if token else {})}
-    command = [sys.executable, "-m", "pad", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    done = forked.run(["-m", "pad", *words], env=environment)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
