@@ -5,7 +5,7 @@
 m, vₖ and λₖ are mean, eigenvectors and eigenvalues of the Ledoit-Wolf covariance (Ledoit and Wolf, 2004),
 which is well-conditioned from three samples on; λ₀ is the mean of the eigenvalues that are left out, as in
 probabilistic PCA (Tipping and Bishop, 1999). 512 directions of 1,280 tell as much as all of them, in less
-than half of the room. A direction takes four samples: with more directions than that, a fit on a few samples
+than half of the room. A direction takes eight samples: with more directions than that, a fit on a few samples
 more finds everything farther away, and distances from a fit on a part of them no longer calibrate it.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 DIRECTIONS = 512
-_SAMPLES_A_DIRECTION = 4
+_SAMPLES_A_DIRECTION = 8  # every picture is two of them where it is varied
 _FEW_DIRECTIONS = 128  # for which any number of samples will do
 _LEAST_VARIANCE = 1e-9  # of features of unit length
 _RANK = 1e-10  # of the largest variance: what lies below comes from rounding
