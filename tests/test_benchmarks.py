@@ -8,10 +8,10 @@ import os
 import re
 import struct
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -34,8 +34,8 @@ def bench(script: str, *arguments: object, cwd: Path, status: int = 0) -> subpro
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(ROOT),
     }
-    words = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=cwd)
+    words = [str(ROOT / "benchmarks" / script), *map(str, arguments)]
+    done = forked.run(words, env=environment, cwd=cwd, timeout=280)
     logs = "".join(path.read_text(encoding="utf-8") for path in cwd.rglob("*.log")) if status == 0 else ""
     assert done.returncode == status, done.stderr + logs
     return done

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
 from serve_process import ENVIRONMENT, MODEL, TOKEN, Server, close_to, multipart, serving
@@ -283,8 +284,7 @@ def test_what_was_begun_is_finished_when_it_is_stopped(pictures: list[Path]) -> 
 )
 def test_mistakes_are_told_in_a_line(words: list[str], token: str, message: str) -> None:
     environment = {**ENVIRONMENT, **({"PAD_SERVE_TOKEN": token} if token else {})}
-    command = [sys.executable, "-m", "pad", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    done = forked.run(["-m", "pad", *words], env=environment)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -29,6 +29,7 @@ from pad.judging.fusion import Fusion, prior_weights
 from pad.judging.rows import speaking
 from pad.learning.cross_fit import fold_of_each, out_of_fold_scores
 from pad.learning.quick import FIT_IMAGES, fitted_on
+from pad.learning.replay import Replay, calibrate_both
 from pad.recipes import build_config
 from pad.registry.publish import plan
 from pad.views.features import Features, features_of, joined_features
@@ -276,6 +277,18 @@ def test_fusion_is_a_soft_maximum_of_standardized_log_scores(
     fused = fusion.fuse(new)
     assert fused.dtype == np.float32
     np.testing.assert_allclose(fused, logsumexp(u, b=weights, axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [ALL[:2], ALL[1:], ("whole", "parts"), ("parts",), ("generator",), ALL])
+def test_some_views_of_a_fusion_are_fused_as_if_fitted_alone(kept: tuple[str, ...]) -> None:
+    scores = np.exp(np.random.default_rng(0).normal(size=(30, 4)))
+    columns = [ALL.index(view) for view in kept]
+    expected = Fusion.fit(kept, scores[:, columns], 0.3, Likeness(0.6, 0.5))
+    among = Fusion.fit(ALL, scores, 0.3, Likeness(0.6, 0.5)).among(kept)
+    assert among.views == kept
+    for ours, theirs in zip((among.mean, among.deviation), (expected.mean, expected.deviation), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    np.testing.assert_allclose(among.weights, [1.0] if len(kept) == 1 else expected.weights, rtol=1e-12)
 
 
 def test_fusion_of_odd_scores() -> None:
@@ -576,6 +589,23 @@ def test_view_p_values_follow_from_the_scores_of_calibration_images(
     assert explanations[15].verdict == "anomaly"
     empty = detector.view_p_values([])
     assert all(p.shape == (0,) for p in empty.values())
+
+
+def test_old_normal_images_are_known_view_by_view_as_well(
+    saved: Path, files: list[Path], fashion: Path
+) -> None:
+    """Where fine-tuning adds images of the old normal to the calibration, each view's p-value knows them."""
+    tuned = pad.load(saved, device="cpu", precision="float32")
+    new, known = files[10:], sorted((fashion / "test" / "normal").glob("*.png"))[:20]
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(f)))[None] / 127.5 - 1 for f in known])
+    tuned.calibrate(new)
+    both = calibrate_both(tuned, tuned, Replay(pixels[:1], pixels, "boots", generated=False))
+    assert len(both) == 30
+    rows = both.rows(tuned.views)
+    assert rows is not None
+    np.testing.assert_allclose(tuned.fusion.fuse(rows), both.scores, rtol=1e-6, atol=1e-6)
+    for name, p in tuned.view_p_values(known).items():
+        assert p.min() >= 2 / 31, name  # each of them is among those that calibrate
 
 
 def test_the_view_that_spoke() -> None:

@@ -67,6 +67,16 @@ class Fusion:
         deviation = logs.std(0, ddof=1).clip(min=_LEAST_DEVIATION)
         return cls(tuple(views), logs.mean(0), deviation, prior_weights(views, explained, likeness))
 
+    def among(self, views: Sequence[str]) -> Fusion:
+        """Of some of its views, as `fit` on these makes it by the same likeness: the generator has what it is
+        worth, and the others divide the rest as before."""
+        kept = [self.views.index(view) for view in views]
+        weights = self.weights[kept]
+        generator = np.array([view == "generator" for view in views])
+        if not generator.all():
+            weights[~generator] *= (1 - weights[generator].sum()) / weights[~generator].sum()
+        return Fusion(tuple(views), self.mean[kept], self.deviation[kept], weights / weights.sum())
+
     def standardized(self, scores: ArrayLike) -> NDArray[np.float64]:
         """u, (n, v), of scores (n, v)."""
         return (_logs(scores) - self.mean) / self.deviation

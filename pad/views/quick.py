@@ -46,6 +46,13 @@ class QuickViews(nn.Module):
     def backbone(self) -> TimmBackbone:
         return self._backbone[0]
 
+    def among(self, names: Iterable[str]) -> QuickViews:
+        """Some of these views, as they were fitted."""
+        chosen = QuickViews(names, self.backbone)
+        chosen.kept = self.kept
+        chosen.views = nn.ModuleDict({name: self.views[name] for name in chosen.names})
+        return chosen
+
     def of(self, name: str) -> View:
         return cast(View, self.views[name])
 
