@@ -139,6 +139,7 @@ def _compare(work: Path) -> dict[str, int]:
         "flagged and kept twice": len(kept) - len(set(kept)),
         "flagged and not accounted for": abs(len(flagged) - len(state.buffered()) - proposed),
         "alarms that differ": sum(event.alarm != alarm for event, alarm in zip(events, alarms, strict=True)),
+        "learnt and not there": sum(not state.generator(p).is_file() for p in state.version().learnt),
         "integrity": int(state.database.execute("PRAGMA integrity_check").fetchone() != ("ok",)),
         "version": state.version().id,
     }

@@ -14,8 +14,10 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -77,7 +79,8 @@ class Tuner:
         process = context.Process(
             target=learn, args=(self._request, self._device, proposal, os.getpid(), theirs), daemon=True
         )
-        process.start()
+        with _without_interrupts():
+            process.start()
         theirs.close()
         return _Work(proposal, process, ours, time.monotonic())
 
@@ -110,6 +113,20 @@ class Tuner:
             self._work = None
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A process that begins within ignores the terminal's Ctrl-C from its first moment on: its watcher ends
+    it. So do we, for as long as that takes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @dataclass(frozen=True)
 class _Work:
     proposal: int
@@ -126,8 +143,8 @@ def learn(request: WatchRequest, device: str, proposal: int, parent: int, answer
 
     parent: the process without which it ends.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the watcher ends us
-    os.nice(NICE)
+    if hasattr(os, "nice"):
+        os.nice(NICE)
     torch.set_num_threads(1)
 
     def still_wanted() -> None:
@@ -142,6 +159,7 @@ def learn(request: WatchRequest, device: str, proposal: int, parent: int, answer
         start = Detector.load(
             folder, device, request.backbone_weights, request.allow_downloads, request.view_backbone_weights
         )
+        still_wanted()
         kept = state.members(proposal)
         events, path = [member.event for member in kept], state.generator(proposal)
         if not _is_there(path, events, generator_of(start)):
