@@ -43,7 +43,7 @@ FREE_ON_RESUME = (
     "log_every",
     "sample_every",
     "checkpoint_every",
-    "tensorboard",
+    "loggers",
     "backbone_weights",  # where the file lies; what is in it is checked
     "view_backbone_weights",
 )
@@ -258,6 +258,7 @@ def fresh_config(
     # In so few steps the critics, which are as they were, add time and nothing that was measurable.
     values = {**to_mapping(start.config), "steps": steps, "warm_up": 1.0, "critic_head_start": 0.0}
     values["contamination"] = None  # that of other images
+    values["loggers"] = []  # whom to tell is for those who train to say, not for a model
     return from_mapping({**values, **(load_recipe(name) if name else {}), **settings})
 
 
