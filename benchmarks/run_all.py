@@ -98,6 +98,7 @@ JOBS = (
         "--data fashion-mnist:8 TREE/tests/data --data-root DATA --images 1000 --repeats 20",
         "--models zoo:digits/three --data TREE/tests/data/fashion/test --images 4 --repeats 2",
     ),
+    Job("serve", 0.1, "serve", "--clients 64 --seconds 60 --mutated 2000"),
     Job("cluster", 0.2, "cluster", "--data-root DATA"),
     Job("speed", 1.0, "speed", "--data-root DATA --curve 5 --device cpu"),
 )

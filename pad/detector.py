@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pad.config import BATCH_SIZE, Config, fitting_batch, to_mapping
-from pad.devices import in_parallel, lanes, pick_device, pick_precision
+from pad.devices import autocast, in_parallel, lanes, pick_device, pick_precision
 from pad.errors import PadError, shown, warn
 from pad.images.hashes import NO_HASHES, Hashes, joined_hashes, pack, unpack
 from pad.images.identity import hashes_of
@@ -53,6 +53,7 @@ from pad.store.weights import TensorSpec
 from pad.views.examined import Examined
 from pad.views.features import Features
 from pad.views.generator import GeneratorView
+from pad.views.likeness import UNKNOWN
 from pad.views.quick import QuickViews, build_quick
 from pad.views.tiles import largest, stitched
 
@@ -247,7 +248,7 @@ class Detector:
 
     def _features(self, x: Tensor) -> Features:
         assert self.quick is not None
-        with self._autocast():
+        with autocast(self.device, self.dtype):
             return self.quick.features(at_side(x.to(self.device), self.quick.backbone.side))
 
     def features(self, x: Tensor) -> Features:
@@ -284,9 +285,6 @@ class Detector:
         return Detector(
             config, generator, self.quick, self.device, None, self.card, self.trained_on, None, self.fitted_on
         )
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     # Images of any kind
 
@@ -470,17 +468,15 @@ class Detector:
         and the share of their differences that the generator explains. belonging: see `calibrate`."""
         measured: dict[str, Any] = dict(extra)
         fused_by = views if belonging is None else views[belonging]
-        likeness = self.quick.likeness if self.quick is not None else 0.0
+        likeness = self.quick.likeness if self.quick is not None else UNKNOWN
         self.fusion = Fusion.fit(self.views, fused_by, explained, likeness) if len(self.views) > 1 else None
         scores = self.fused(torch.from_numpy(views))
-        if len(self.views) > 1:
-            measured["views"] = {
-                name: [float(f"{value:.9g}") for value in np.sort(column)]
-                for name, column in zip(self.views, views.T, strict=True)
-            }
         if self.generator is not None and latents is not None:
             measured["replay"] = kept_latents(latents, scores)
-        self.calibration = Calibration(scores.double().numpy(), measured)
+        if len(self.views) > 1:
+            self.calibration = Calibration.of_views(scores.numpy(), self.views, views, measured)
+        else:
+            self.calibration = Calibration(scores.double().numpy(), measured)
         return self.calibration
 
     def calibrated(self) -> Calibration:

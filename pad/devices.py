@@ -8,8 +8,9 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -70,6 +71,14 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         native = any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
         return torch.bfloat16 if native else torch.float32
     return torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Computes in this number format within, whatever is set outside; in a program that torch traces, which
+    is of single precision (pad/export/graph.py), nothing is set: torch cannot save that."""
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def to_device(networks: torch.nn.ModuleDict, device: torch.device) -> torch.nn.ModuleDict:

@@ -6,9 +6,10 @@ The smallest environment that scores: onnxruntime, numpy, pillow. Pictures are d
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,10 @@ class Exported:
             self.card = json.loads(self._session.get_modelmeta().custom_metadata_map[KEY])
             found = self.card["format"]
             self.channels, self.views = int(self.card["channels"]), tuple(map(str, self.card["views"]))
-            self.calibration = Calibration.from_dict(self.card["calibration"], str(self.path))
+            calibration = Calibration.from_dict(self.card["calibration"], str(self.path))
+            int8 = self.card.get("int8")
+            doubt = None if int8 is None else f"the graph is of int8: {said_of_int8(int8)}"
+            self.calibration = dataclasses.replace(calibration, doubt=doubt)
         except PadError:
             raise
         except (KeyError, TypeError, ValueError):
@@ -112,6 +116,23 @@ class Exported:
             return error.reason
         except Exception as error:  # pixels that Pillow cannot convert, a container that is lost
             return f"cannot be decoded ({str(error) or type(error).__name__})"
+
+
+def said_of_int8(loss: Mapping[str, float]) -> str:
+    """What quantization costs (pad/export/int8.py), as a sentence. Raises KeyError, TypeError or ValueError
+    for something else."""
+    names = (
+        "pictures",
+        "largest_change_of_p_value",
+        "verdicts_changed",
+        "false_alarms",
+        "false_alarms_before",
+    )
+    pictures, change, verdicts, alarms, before = (float(loss[name]) for name in names)
+    return (
+        f"of {pictures:.0f} pictures p-values changed by up to {change:.2g}, and {verdicts:.1%} of the "
+        f"verdicts at 5%; of normal images about {alarms:.1%} are flagged there instead of {before:.1%}"
+    )
 
 
 def pixels_at_8_bits(images: ImageSet, index: int, channels: int) -> NDArray[np.uint8]:

@@ -361,11 +361,15 @@ def test_many_acceptances_of_a_new_normal(fashion: Path, tmp_path: Path) -> None
 
 def test_a_service_under_load_and_nonsense(tmp_path: Path) -> None:
     words = ["--clients", 4, "--seconds", 1, "--mutated", 30, "--rounds", 1, "--out", "s.json"]
-    bench("serve.py", *words, cwd=tmp_path)
+    bench("serve.py", *words, "--markdown", "s.md", cwd=tmp_path)
     results = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))["results"]
     assert set(results["load"]["answers"]) == {"right"}
     assert results["nonsense"]["500 and above"] == 0
     assert results["throughput"]["share"] > 0
+    assert results["token"]["wrong tokens"] == {"401": 4}
+    assert results["token"]["bytes of log"] > 0
+    assert results["token"]["token in them"] == 0
+    assert "| of these not right | 0 |" in (tmp_path / "s.md").read_text(encoding="utf-8")
 
 
 def test_a_watcher_that_is_killed_loses_nothing(tmp_path: Path) -> None:

@@ -68,6 +68,23 @@ def test_the_rate_that_the_note_offers_can_be_held(n: int):
     assert calibration.verdicts([1e9], offered).all()
 
 
+def test_what_is_known_of_an_image_in_each_view_stays_together():
+    random = np.random.default_rng(0)
+    columns = random.normal(size=(40, 3)).astype(np.float32).round(1)  # with ties
+    fused = columns.sum(1)
+    calibration = Calibration.of_views(fused, ("a", "b", "c"), columns, {"kept": 1})
+    assert calibration.extra["kept"] == 1
+    assert calibration.extra["views"]["b"] == sorted(calibration.extra["views"]["b"])
+    read = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    rows = read.rows(("a", "b", "c"))
+    np.testing.assert_array_equal(rows.sum(1), read.scores)
+    assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, columns.tolist()))
+    np.testing.assert_array_equal(read.rows(("c",)), rows[:, 2:])
+    del read.extra["view_ranks"]["b"]  # as in a calibration that an older version made
+    assert read.rows(("a", "b")) is None
+    assert read.rows(("d",)) is None
+
+
 def test_not_a_number_has_no_verdict():
     calibration = Calibration(np.arange(99.0))
     p = calibration.p_values([np.nan, 50.0])

@@ -136,6 +136,8 @@ def test_what_is_unknown_and_plain_is_kept(config: dict[str, Any]) -> None:
         (put("extra", "old_normal", value="guessed"), "at `old_normal`"),
         (put("extra", "old_normal", value="\ud800"), "half a character"),
         (put("extra", "map_scale", value={"\ud800": 1}), "no short text"),
+        (put("extra", "view_ranks", value={"whole": [0]}), "the rank of each score"),
+        (put("extra", "view_ranks", value={"whole": ["0"]}), "at `view_ranks"),
         (put("extra", "replay", value={}), "list of at most 512 latents"),
         (put("extra", "replay", value=[[]]), "lists of 32 finite numbers"),
         (put("extra", "replay", value=[[0.0] * 31]), "lists of 32 finite numbers"),

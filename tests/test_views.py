@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.spatial.distance import mahalanobis
 from scipy.special import logsumexp
-from scipy.stats import spearmanr
+from scipy.stats import logistic, spearmanr
 from sklearn.covariance import LedoitWolf, ledoit_wolf
 from torch import Tensor
 
@@ -29,11 +29,13 @@ from pad.judging.fusion import Fusion, prior_weights
 from pad.judging.rows import speaking
 from pad.learning.cross_fit import fold_of_each, out_of_fold_scores
 from pad.learning.quick import FIT_IMAGES, fitted_on
+from pad.learning.replay import Replay, calibrate_both
 from pad.recipes import build_config
 from pad.registry.publish import plan
 from pad.views.features import Features, features_of, joined_features
 from pad.views.gaussian import Gaussian
 from pad.views.kept import KeptNormals
+from pad.views.likeness import Likeness
 from pad.views.middle import Middle
 from pad.views.parts import Parts
 from pad.views.quick import QuickViews
@@ -149,6 +151,19 @@ def test_whole_and_middle_are_mahalanobis_distances() -> None:
         np.testing.assert_allclose(view.score(new).numpy(), expected, rtol=0.01)
 
 
+@pytest.mark.parametrize(("samples", "directions"), [(100, 99), (600, 128), (2000, 250), (5000, 512)])
+def test_a_gaussian_has_as_many_directions_as_its_samples_bear(samples: int, directions: int) -> None:
+    x = torch.randn(samples, 600, generator=torch.Generator().manual_seed(0))
+    assert len(Gaussian(600).fit(x).variances) == directions
+
+
+def test_likeness_as_a_whole_is_the_mean_cosine_of_two_images() -> None:
+    normal, whole = features(40), Whole([16])
+    whole.fit(normal)
+    deep = normal.deep[0].double()
+    assert whole.likeness == pytest.approx(float((deep @ deep.T).mean()), abs=1e-5)
+
+
 def test_whole_takes_the_geometric_mean_of_several_layers() -> None:
     normal, new = features(30), features(5, seed=1)
     layers = [Features([of.deep[0], of.middle], of.middle, of.local) for of in (normal, new)]
@@ -240,10 +255,17 @@ ALL = ("generator", "whole", "middle", "parts")
 
 @pytest.mark.parametrize(
     ("views", "explained", "likeness"),
-    [(ALL, 0.4, 0.5), (ALL, -3.0, 0.0), (ALL[1:], 0.0, 0.7), (ALL[::2], 1.0, 0.5), (ALL[1::2], 0.0, 1.0)],
+    [
+        (ALL, 0.4, Likeness(0.5, 0.5)),
+        (ALL, -3.0, Likeness()),
+        (ALL[1:], 0.0, Likeness(0.7, 0.5)),
+        (ALL[1:], 0.0, Likeness(0.4, 0.75)),
+        (ALL[::2], 1.0, Likeness(0.5, 0.9)),
+        (ALL[1::2], 0.0, Likeness(1.0, 1.0)),
+    ],
 )
 def test_fusion_is_a_soft_maximum_of_standardized_log_scores(
-    views: tuple[str, ...], explained: float, likeness: float
+    views: tuple[str, ...], explained: float, likeness: Likeness
 ) -> None:
     random = np.random.default_rng(0)
     normal = np.exp(random.normal(size=(50, len(views))) * [1, 2, 0.1, 0.5][: len(views)])
@@ -256,10 +278,23 @@ def test_fusion_is_a_soft_maximum_of_standardized_log_scores(
     if "generator" in views:
         assert weights[0] == pytest.approx(np.clip(explained, 0.01, 0.99))
     if views == ALL[1:]:
-        assert weights[2] == pytest.approx(likeness**2)
+        alike_all_over = logistic.cdf(likeness.whole, 0.7, 0.04)
+        assert weights[2] == pytest.approx(max(likeness.places**2.5, alike_all_over))
     fused = fusion.fuse(new)
     assert fused.dtype == np.float32
     np.testing.assert_allclose(fused, logsumexp(u, b=weights, axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [ALL[:2], ALL[1:], ("whole", "parts"), ("parts",), ("generator",), ALL])
+def test_some_views_of_a_fusion_are_fused_as_if_fitted_alone(kept: tuple[str, ...]) -> None:
+    scores = np.exp(np.random.default_rng(0).normal(size=(30, 4)))
+    columns = [ALL.index(view) for view in kept]
+    expected = Fusion.fit(kept, scores[:, columns], 0.3, Likeness(0.6, 0.5))
+    among = Fusion.fit(ALL, scores, 0.3, Likeness(0.6, 0.5)).among(kept)
+    assert among.views == kept
+    for ours, theirs in zip((among.mean, among.deviation), (expected.mean, expected.deviation), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    np.testing.assert_allclose(among.weights, [1.0] if len(kept) == 1 else expected.weights, rtol=1e-12)
 
 
 def test_fusion_of_odd_scores() -> None:
@@ -560,6 +595,23 @@ def test_view_p_values_follow_from_the_scores_of_calibration_images(
     assert explanations[15].verdict == "anomaly"
     empty = detector.view_p_values([])
     assert all(p.shape == (0,) for p in empty.values())
+
+
+def test_old_normal_images_are_known_view_by_view_as_well(
+    saved: Path, files: list[Path], fashion: Path
+) -> None:
+    """Where fine-tuning adds images of the old normal to the calibration, each view's p-value knows them."""
+    tuned = pad.load(saved, device="cpu", precision="float32")
+    new, known = files[10:], sorted((fashion / "test" / "normal").glob("*.png"))[:20]
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(f)))[None] / 127.5 - 1 for f in known])
+    tuned.calibrate(new)
+    both = calibrate_both(tuned, tuned, Replay(pixels[:1], pixels, "boots", generated=False))
+    assert len(both) == 30
+    rows = both.rows(tuned.views)
+    assert rows is not None
+    np.testing.assert_allclose(tuned.fusion.fuse(rows), both.scores, rtol=1e-6, atol=1e-6)
+    for name, p in tuned.view_p_values(known).items():
+        assert p.min() >= 2 / 31, name  # each of them is among those that calibrate
 
 
 def test_the_view_that_spoke() -> None:

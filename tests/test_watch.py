@@ -28,6 +28,7 @@ from PIL import Image
 
 import pad
 from pad.commands.parser import main
+from pad.watching.online_fdr import OnlineFdr
 from pad.watching.state import FILE, State
 
 ROOT = Path(__file__).parent.parent
@@ -321,7 +322,7 @@ def test_killed_at_any_moment_no_event_is_lost_or_doubled(model: Path, fashion: 
     kinds = [fashion / "test" / kind for kind in ("trouser", "bag", "normal")]
     pictures = fill(source, *kinds, most=13)
     words = [model, source, "--state", state, "--once", "--device", "cpu", "--adopt", "after:12"]
-    words += ["--out", lines]
+    words += ["--out", lines, "--online-fdr", 0.2]
     chance, done, kills = random.Random(0), False, 0
     while not done:
         process = forked.Process(command(*words), env=ENVIRONMENT)
@@ -346,6 +347,12 @@ def test_killed_at_any_moment_no_event_is_lost_or_doubled(model: Path, fashion: 
     found = State(state)
     kept = [*found.buffered(), *(e for p in found.proposals() for e in found.member_events(p.id))]
     assert sorted(kept) == sorted(flagged)
+    # Alarms are those of the rule that sees each event once.
+    rule = OnlineFdr(0.2, len(pad.load(model, device="cpu").calibrated()))
+    alarms = [rule.see(event.p_value, event.id in flagged) for event in events]
+    assert [event.alarm for event in events] == alarms
+    assert any(alarms)
+    assert found.fact("online_fdr") == rule.dump()
 
 
 def _events(state: Path) -> int:

@@ -120,6 +120,9 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: Arguments) -> int:
     """An exported graph is evaluated without torch."""
     module = "pad.commands.evaluate"
+    if arguments.model.endswith(".pt2"):
+        raise PadError(f"{arguments.model}: torch reads such files by pickle, which can run what a stranger "
+                       "wrote, so pad does not: evaluate the model itself or a .onnx file")  # fmt: skip
     if arguments.model.endswith(".onnx"):
         if arguments.ray is not None:
             raise PadError("--ray takes the model itself, not an exported graph")
@@ -132,8 +135,17 @@ def _evaluate(arguments: Arguments) -> int:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run("pad.commands.export", "export"))
     _add_model(parser)
-    parser.add_argument("--out", required=True, metavar="FILE.onnx", help="the file to write")
-    parser.add_argument("--opset", type=_positive_int, default=20, metavar="N", help="of ONNX (default 20)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, .onnx or .pt2")
+    parser.add_argument("--format", choices=("onnx", "torch-export"), default="onnx", help="an ONNX graph "
+                        "(FILE.onnx, the default), or a program of torch (FILE.pt2)")  # fmt: skip
+    parser.add_argument("--views", metavar="NAME,...", help="look through these of the model's views alone, "
+                        "calibrated as such (default: all)")  # fmt: skip
+    parser.add_argument("--int8", action="store_true", help="ONNX: backbones in int8, smaller and less "
+                        "exact; says what it costs")  # fmt: skip
+    parser.add_argument("--samples", nargs="+", metavar="DATA", help="pictures of the model's kind to "
+                        "compare on (default: those that it keeps)")  # fmt: skip
+    parser.add_argument("--data-root", metavar="DIR", help="where named datasets lie")
+    parser.add_argument("--opset", type=_positive_int, metavar="N", help="of ONNX (default 20)")
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
@@ -223,6 +235,11 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
                         "that, the answer is 429 (default 1024)")  # fmt: skip
     parser.add_argument("--timeout", type=_minutes, metavar="S", help="seconds for a request (default 60)")
     parser.add_argument("--batch-size", type=_batch_size, metavar="N", help="scored at a time (default 64)")
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="serve from the Ray cluster at "
+                        "ADDRESS, or from several processes of this machine (pip install "
+                        "'pad-anomaly[ray,serve]')")  # fmt: skip
+    parser.add_argument("--replicas", type=_positive_int, metavar="N", help="with --ray: how many processes "
+                        "(default: one a machine)")  # fmt: skip
     _add_weights(parser)
     _add_downloads(parser)
     _add_device(parser)
@@ -372,7 +389,7 @@ _COMMANDS = {
     "train": (_add_train, "train a detector on normal images"),
     "evaluate": (_add_evaluate, "score images with a trained detector"),
     "clean": (_add_clean, "rank what does not belong in an unlabelled folder, and move it aside"),
-    "export": (_add_export, "write a model as one ONNX graph: pixels in, verdicts out"),
+    "export": (_add_export, "write a model as one graph: pixels in, verdicts out"),
     "calibrate": (_add_calibrate, "recalibrate a model on your own normal images, without training"),
     "serve": (_add_serve, "answer over HTTP (pip install 'pad-anomaly[serve]')"),
     "watch": (_add_watch, "judge a stream of images, and learn new kinds of normal"),

@@ -18,7 +18,6 @@ from pad.errors import PadError
 from pad.images.resize import by_matrices
 from pad.judging.fusion import Fusion
 
-OUTPUTS = ("score", "p_value", "anomalous", "anomaly_map", "nearest_normal", "view_scores")
 # Of red, green and blue in grey, of 65536 (ITU-R 601, as Pillow has them); single precision holds the sums.
 _LUMA = (19595.0, 38470.0, 7471.0)
 
@@ -34,8 +33,12 @@ class Judged(NamedTuple):
     view_scores: Tensor  # (n, v) float32, in the order of `Detector.views`
 
 
+OUTPUTS = Judged._fields
+NETWORKS = "networks"  # the part of the graph that encoder and generator are
+
+
 class Graph(nn.Module):
-    """Pictures (n, H, W, 1 or 3) uint8 and a false-alarm rate (float64) -> `Judged`.
+    """Pictures (n, H, W, 1 or 3) uint8 and a false-alarm rate (float64) -> what `Judged` holds, by name.
 
     Raises PadError for a detector that has no calibration, or that cannot be one graph: it looks at tiles, or
     refines latents by gradient steps.
@@ -53,16 +56,19 @@ class Graph(nn.Module):
         self.detector, self.config = detector, config
         self.fusion = detector.fusion
         # As modules, so that their weights are those of the graph.
-        parts: list[nn.Module] = []
+        parts: dict[str, nn.Module] = {}
         if detector.generator is not None:
             detector.generator.similarity.freeze()
-            parts += [detector.generator.networks, detector.generator.similarity]
+            parts |= {NETWORKS: detector.generator.networks, "similarity": detector.generator.similarity}
         if detector.quick is not None:
-            parts += [detector.quick, detector.quick.backbone]
-        self.parts = nn.ModuleList(parts)
+            parts |= {"quick": detector.quick, "backbone": detector.quick.backbone}
+        self.parts = nn.ModuleDict(parts)
         self.register_buffer("calibration", torch.from_numpy(detector.calibrated().scores).float())
 
-    def forward(self, images: Tensor, fpr: Tensor) -> Judged:
+    def forward(self, images: Tensor, fpr: Tensor) -> dict[str, Tensor]:
+        return self.judged(images, fpr)._asdict()
+
+    def judged(self, images: Tensor, fpr: Tensor) -> Judged:
         examined = self.detector.examine_views(self.seen(images))
         score = examined.scores if self.fusion is None else _fused(self.fusion, examined.views)
         at_least = (self.calibration[None] >= score[:, None]).sum(1)

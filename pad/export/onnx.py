@@ -9,11 +9,6 @@ under the key `pad` (pad/exported.py).
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,15 +17,15 @@ import torch
 import pad
 from pad.config import FPR
 from pad.detector import Detector
-from pad.errors import PadError, one_line
+from pad.errors import PadError
+from pad.export.card import card_of
 from pad.export.graph import OUTPUTS, Graph
-from pad.exported import FORMAT, KEY
-from pad.store.files import atomic
+from pad.export.traced import plainly, traced
+from pad.exported import KEY
 
 OPSET = 20
 LEAST_OPSET = 18  # from which on resizing and reductions are what torch's exporter writes
 _SHOWN = ("anomaly_map", "nearest_normal")  # what is computed only where it is asked for
-_KEPT_EXTRA = ("views", "trained_images", "old_normal", "cross_fitted")  # of the calibration
 
 
 def to_onnx(detector: Detector, name: str, fingerprint: str, opset: int = OPSET) -> Any:
@@ -46,18 +41,12 @@ def to_onnx(detector: Detector, name: str, fingerprint: str, opset: int = OPSET)
     _only_when_asked(model, onnx)
     _set_default(model, onnx, "fpr", np.array(FPR))
     for entry in (KEY, "title"):
-        text = json.dumps(_card(detector, name, fingerprint)) if entry == KEY else f"pad model {name}"
+        text = json.dumps(card_of(detector, name, fingerprint)) if entry == KEY else f"pad model {name}"
         model.metadata_props.add(key=entry, value=text)
     model.producer_name, model.producer_version = "pad", pad.__version__
     model.doc_string = "Perceptual anomaly detection: uint8 pixels in, verdicts and anomaly maps out."
     onnx.checker.check_model(model)
     return model
-
-
-def write_onnx(model: Any, path: Path) -> None:
-    """Writes the file, whole or not at all. Raises PadError where it cannot be written."""
-    with atomic(path) as file:
-        file.write(model.SerializeToString())
 
 
 def _onnx() -> Any:
@@ -72,44 +61,18 @@ def _onnx() -> Any:
 
 def _translated(graph: Graph, opset: int) -> Any:
     """The graph in ONNX's operators."""
-    dynamic = torch.export.Dim.DYNAMIC
-    # Larger than a piece of pixels (pad/images/resize.py): what is one there would be taken for a constant.
-    images = torch.randint(256, (2, 437, 353, 3), generator=torch.Generator().manual_seed(0)).byte()
-    given = (images, torch.tensor(FPR, dtype=torch.float64))
-    try:
-        with torch.no_grad(), _quiet():
-            exported = torch.export.export(
-                graph, given, dynamic_shapes=(dict.fromkeys(range(4), dynamic), None)
-            )
-            program = torch.onnx.export(
-                exported, opset_version=opset, input_names=["images", "fpr"], output_names=list(OUTPUTS),
-                dynamo=True, verbose=False,
-            )  # fmt: skip
-    except PadError:
-        raise
-    except Exception as error:  # the exporter fails in as many ways as there are operators
-        reason = one_line(str(error)) or type(error).__name__
-        raise PadError(f"this model cannot be exported: {reason}") from None
-    assert program is not None
-    model = program.model_proto
+    program = traced(graph)
+    with plainly("this model cannot be exported"):
+        translated = torch.onnx.export(
+            program, opset_version=opset, input_names=["images", "fpr"], output_names=list(OUTPUTS),
+            dynamo=True, verbose=False,
+        )  # fmt: skip
+    assert translated is not None
+    model = translated.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # how torch's exporter came to it
     del model.graph.value_info[:]  # a runtime trusts names of sizes, and some of these stand for several
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's remarks are about its own code."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _only_when_asked(model: Any, onnx: Any) -> None:
@@ -171,20 +134,3 @@ def _used_inside(node: Any) -> list[str]:
 def _set_default(model: Any, onnx: Any, name: str, value: np.ndarray) -> None:
     """An input with an initializer of its name may be left away."""
     model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-
-
-def _card(detector: Detector, name: str, fingerprint: str) -> dict[str, Any]:
-    """What the file says of itself. The latents of normal images that a model keeps stay at home."""
-    calibration = detector.calibrated().to_dict()
-    extra = {key: value for key, value in calibration["extra"].items() if key in _KEPT_EXTRA}
-    return {
-        "format": FORMAT,
-        "model": name,
-        "fingerprint": fingerprint,
-        "versions": {"pad": pad.__version__, "torch": torch.__version__},
-        "channels": detector.config.channels,
-        "views": list(detector.views),
-        "seen": {"crop": detector.config.crop, "fit": detector.config.fit},
-        "data": detector.card.get("data", {}),
-        "calibration": {"scores": calibration["scores"], "extra": extra},
-    }

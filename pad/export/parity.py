@@ -9,14 +9,13 @@ the score differs by up to ten times as much: that is granted to one picture in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pad.detector import Detector
 from pad.errors import PadError
-from pad.exported import Exported
 from pad.images.decode import batch_tensor
 from pad.views.examined import Examined
 
@@ -24,6 +23,14 @@ TOLERANCE = 1e-4
 _SHADE = 10 * TOLERANCE  # by which a score may differ where a pixel is a shade lighter or darker
 _SHADES = 0.05  # the share of pictures of which that may be so
 _SIDES = ((28, 28), (64, 64), (33, 127), (96, 61), (1, 3), (240, 320), (301, 200), (224, 224))
+
+
+class Runs(Protocol):
+    """What was exported, read again and run: `Exported`, or a program of torch."""
+
+    def run(
+        self, images: NDArray[np.uint8], fpr: float | None = None, explain: bool = False
+    ) -> dict[str, NDArray[Any]]: ...
 
 
 class Parity(NamedTuple):
@@ -34,7 +41,7 @@ class Parity(NamedTuple):
     other_p_values: int  # that differ, each by calibration scores between the two scores
 
 
-def check_parity(exported: Exported, detector: Detector, images: Sequence[NDArray[np.uint8]]) -> Parity:
+def check_parity(exported: Runs, detector: Detector, images: Sequence[NDArray[np.uint8]]) -> Parity:
     """Compares all that both say of pictures (H, W, 1 or 3). Raises PadError where they differ."""
     differences, others, shades = [0.0], 0, 0
     calibration = detector.calibrated()

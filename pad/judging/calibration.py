@@ -34,11 +34,13 @@ class Calibration:
 
     Scores are single precision, as the detector makes them: given numbers are rounded to float32, then
     kept sorted, as a float64 array of shape (n,), n >= 1. `extra` holds whatever else is measured on the
-    same images (plain JSON types). Raises PadError for no scores or for one that is not finite.
+    same images (plain JSON types); `doubt` says why scores to come may not compare with these, if that is
+    known. Raises PadError for no scores or for one that is not finite.
     """
 
     scores: NDArray[np.float64]
     extra: dict[str, Any] = field(default_factory=dict)
+    doubt: str | None = None
 
     def __post_init__(self) -> None:
         scores = np.asarray(self.scores, dtype=np.float32).astype(np.float64)
@@ -59,7 +61,7 @@ class Calibration:
     @property
     def caveat(self) -> str | None:
         """Why rates are not held as promised, as a sentence for the user: what is known in `extra` of scores
-        that are not those of new images. None for a sound calibration."""
+        that are not those of new images, or `doubt`. None for a sound calibration."""
         if trained := self.extra.get("trained_images"):
             return (
                 f"the model was trained on {trained} of its {len(self)} calibration images, so more new "
@@ -70,7 +72,7 @@ class Calibration:
                 "the model was fine-tuned without images of its old normal, for which the false-alarm rate "
                 "is an estimate; to hold it, recalibrate on images of all that is normal: pad calibrate"
             )
-        return None
+        return self.doubt
 
     def p_values(self, scores: ArrayLike) -> NDArray[np.float64]:
         """Conformal p-values in [1/(n+1), 1], shape as `scores`: (1 + #{calibration >= score}) / (n + 1).
@@ -94,6 +96,34 @@ class Calibration:
             for view, column in zip(views, columns, strict=True)
             if view in known
         }
+
+    @classmethod
+    def of_views(
+        cls, scores: ArrayLike, views: Sequence[str], columns: ArrayLike, extra: Mapping[str, Any]
+    ) -> Calibration:
+        """From fused scores (n,), with the scores (n, v) of the same images in each view: sorted, for its own
+        p-values, and as ranks that say which belong to one image, for those of other fusions (`rows`)."""
+        single = np.asarray(columns, dtype=np.float32)
+        single = single[np.asarray(scores, dtype=np.float32).argsort(kind="stable")]
+        ordered = np.sort(single, axis=0)
+        ranks = single.argsort(axis=0, kind="stable").argsort(axis=0)
+        known = {
+            # Nine significant digits give back every float32.
+            "views": {v: [float(f"{s:.9g}") for s in ordered[:, i]] for i, v in enumerate(views)},
+            "view_ranks": {v: ranks[:, i].tolist() for i, v in enumerate(views)},
+        }
+        return cls(np.asarray(scores), {**extra, **known})
+
+    def rows(self, views: Sequence[str]) -> NDArray[np.float32] | None:
+        """The scores of the calibration images in some views, (n, v), in the order of `scores`; None where
+        they are not known image by image: a calibration of an older version kept those of each view alone."""
+        known, ranks = self.extra.get("views", {}), self.extra.get("view_ranks", {})
+        columns = []
+        for view in views:
+            if len(known.get(view, ())) != len(self) or len(ranks.get(view, ())) != len(self):
+                return None
+            columns.append(np.asarray(known[view], dtype=np.float32)[np.asarray(ranks[view])])
+        return np.stack(columns, 1)
 
     def verdicts(self, scores: ArrayLike, fpr: float, confidence: float | None = None) -> NDArray[np.bool_]:
         """True where the p-value is at most `p_limit`: flagged as anomalous. A score that is not a number is

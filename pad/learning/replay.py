@@ -224,7 +224,12 @@ def _calibrate_fused(detector: Detector, replay: Replay) -> Calibration:
     assert new is not None
     if replay.generated:
         return new
-    scores = detector.score(_in_variation(detector, replay)).astype(np.float64)
+    held_out = _in_variation(detector, replay)
+    views = torch.cat([detector.score_views(part) for part in held_out.split(64)])
+    scores = np.concatenate([new.scores, detector.fused(views).numpy()])
+    rows = new.rows(detector.views)
+    assert rows is not None  # it was made in this run
     extra = {**new.extra, "old_normal": "measured"}
-    detector.calibration = Calibration(np.concatenate([new.scores, scores]), extra)
+    both = np.concatenate([rows, views.numpy()])
+    detector.calibration = Calibration.of_views(scores, detector.views, both, extra)
     return detector.calibration

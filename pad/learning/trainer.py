@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from pad import distributed
 from pad.config import Config
-from pad.devices import pick_precision, to_device
+from pad.devices import autocast, pick_precision, to_device
 from pad.errors import PadError
 from pad.images.variation import vary
 from pad.learning.balancing import GradientNormalizer
@@ -283,8 +284,8 @@ class Trainer:
             return None
         return [torch.empty(n, *f.shape[1:], dtype=f.dtype, device=f.device) for f in batch]
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.device, self.dtype)
 
     def _adam(self, parameters: Any, rate: float) -> torch.optim.Adam:
         config = self.config

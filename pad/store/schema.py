@@ -97,6 +97,7 @@ class _Extra(msgspec.Struct, frozen=True):
     old_normal: Literal["estimated", "measured"] | None = None
     trained_images: Count | None = None
     views: dict[Text, list[Score]] | None = None
+    view_ranks: dict[Text, list[Count]] | None = None
 
 
 def check_config(values: Any, where: str) -> Config:
@@ -148,6 +149,9 @@ def check_calibration(values: Any, config: Config, where: str) -> None:
     checked = _convert(extra, _Extra, f"{where}: extra")
     if any(not known or known != sorted(known) for known in (checked.views or {}).values()):
         raise PadError(f"{where}: 'views' must hold sorted scores; refused")
+    for view, ranks in (checked.view_ranks or {}).items():
+        if sorted(ranks) != list(range(len((checked.views or {}).get(view, ())))):
+            raise PadError(f"{where}: 'view_ranks' must hold the rank of each score of 'views'; refused")
     scale = checked.map_scale
     if scale is not None and not scale.low < scale.high:
         raise PadError(f"{where}: 'map_scale' must hold numbers, 0 <= low < high; refused")

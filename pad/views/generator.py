@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pad.config import Config
-from pad.devices import pick_precision, to_device
+from pad.devices import autocast, pick_precision, to_device
 from pad.similarity.base import Similarity
 
 
@@ -150,9 +151,9 @@ class GeneratorView:
 
         self.similarity.fit_residuals(differences(), known.similarity if known else None)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The number format in which it computes."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        return autocast(self.device, self.dtype)
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:

@@ -15,6 +15,7 @@ from pad.views.base import View
 from pad.views.features import Features, features_of
 from pad.views.gaussian import Gaussian
 from pad.views.kept import KeptNormals
+from pad.views.likeness import Likeness
 from pad.views.middle import Middle
 from pad.views.parts import Parts
 from pad.views.whole import Whole
@@ -44,6 +45,13 @@ class QuickViews(nn.Module):
     @property
     def backbone(self) -> TimmBackbone:
         return self._backbone[0]
+
+    def among(self, names: Iterable[str]) -> QuickViews:
+        """Some of these views, as they were fitted."""
+        chosen = QuickViews(names, self.backbone)
+        chosen.kept = self.kept
+        chosen.views = nn.ModuleDict({name: self.views[name] for name in chosen.names})
+        return chosen
 
     def of(self, name: str) -> View:
         return cast(View, self.views[name])
@@ -76,9 +84,11 @@ class QuickViews(nn.Module):
         return cast(Parts, self.views["parts"]).map(features)
 
     @property
-    def likeness(self) -> float:
-        """How alike normal images are place by place, in [0, 1]; 0 without *parts*."""
-        return cast(Parts, self.views["parts"]).likeness if "parts" in self.names else 0.0
+    def likeness(self) -> Likeness:
+        """How alike normal images are; not known without *parts* and *whole*."""
+        places = cast(Parts, self.views["parts"]).likeness if "parts" in self.names else 0.0
+        whole = cast(Whole, self.views["whole"]).likeness if "whole" in self.names else 0.0
+        return Likeness(places, whole)
 
     @torch.no_grad()
     def placed(self, features: Features) -> Tensor:

@@ -24,6 +24,11 @@ class Whole(nn.Module):
         super().__init__()
         self.gaussians = nn.ModuleList(Gaussian(c) for c in layers)
 
+    @property
+    def likeness(self) -> float:
+        """The mean cosine of the last layer's features of two normal images, in [0, 1]."""
+        return float(cast(Gaussian, self.gaussians[-1]).mean.square().sum())
+
     def fit(self, normal: Features, like: Whole | None = None) -> None:
         for i, (gaussian, layer) in enumerate(zip(self.gaussians, normal.deep, strict=True)):
             shrinkage = cast(Gaussian, like.gaussians[i]).shrinkage if like else None
