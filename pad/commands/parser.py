@@ -396,8 +396,8 @@ _COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`pad ...`; returns the exit status."""
+def command_line() -> argparse.ArgumentParser:
+    """The parser of `pad ...`."""
     parser = _Parser(prog="pad", description=pad.__doc__)
     parser.add_argument("--version", action="version", version=f"pad {pad.__version__}")
     subparsers: Any = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -406,7 +406,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         add(command)
         add_verbosity(command)
     _add_zoo(subparsers)
-    return _execute(parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`pad ...`; returns the exit status."""
+    return _execute(command_line(), argv)
 
 
 def script(command: str) -> int:
