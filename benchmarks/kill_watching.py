@@ -6,8 +6,8 @@
 Pictures appear in a folder, one after the other, while `pad watch` is started, killed with SIGKILL and
 started again. Some are flagged and proposed, and by `--adopt after:20` become normal. At the end it is left
 to finish, and then every picture must have one event in the state and one line in the output, in the same
-order, the same in both; and every flagged picture must be in the buffer or in a proposal, once. Exits with
-status 1 otherwise.
+order, the same in both; every flagged picture must be in the buffer or in a proposal, once; and alarms
+(`--online-fdr`) must be those of the rule that sees each event once. Exits with status 1 otherwise.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from provenance import provenance, write_json
 
 import pad
 from pad.images.resolve import resolve
+from pad.watching.online_fdr import OnlineFdr
 from pad.watching.state import FILE, State
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data" / "fashion"
+RATE = 0.2  # of false alarms
 
 
 def main() -> int:
@@ -99,7 +101,8 @@ def _come(arguments: argparse.Namespace, folder: Path) -> None:
 
 def _start(model: Path, work: Path, once: bool) -> subprocess.Popen[bytes]:
     words: list[Any] = ["watch", model, work / "in", "--state", work / "state", "--out", work / "lines.jsonl"]
-    words += ["--adopt", "after:20", "--device", "cpu", *(["--once"] if once else [])]
+    words += ["--adopt", "after:20", "--online-fdr", RATE, "--device", "cpu"]
+    words += ["--once"] if once else []
     command = [sys.executable, "-m", "pad", *map(str, words)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
@@ -124,6 +127,9 @@ def _compare(work: Path) -> dict[str, int]:
     kept = [*state.buffered(), *(e for p in state.proposals() for e in state.member_events(p.id))]
     flagged = [event.id for event in events if event.verdict == "anomaly"]
     proposed = sum(p.pictures for p in state.proposals())
+    rule = OnlineFdr(RATE, json.loads(state.fact("online_fdr"))["n"])
+    alarms = [rule.see(event.p_value, event.verdict == "anomaly") if event.p_value is not None else None
+              for event in events]  # fmt: skip
     return {
         "pictures": len(there),
         "events lost": len(there - set(names)),
@@ -132,6 +138,8 @@ def _compare(work: Path) -> dict[str, int]:
         "lines that differ": int(told != [{**json.loads(event.line()), "cluster": 0} for event in events]),
         "flagged and kept twice": len(kept) - len(set(kept)),
         "flagged and not accounted for": abs(len(flagged) - len(state.buffered()) - proposed),
+        "alarms that differ": sum(event.alarm != alarm for event, alarm in zip(events, alarms, strict=True)),
+        "learnt and not there": sum(not state.generator(p).is_file() for p in state.version().learnt),
         "integrity": int(state.database.execute("PRAGMA integrity_check").fetchone() != ("ok",)),
         "version": state.version().id,
     }

@@ -1,14 +1,16 @@
-"""What a service does under load: right answers, how long they take, its memory; and what nonsense makes of
-it.
+"""What a service does under load: right answers, how long they take, its memory; what nonsense makes of it;
+and whether it ever tells its token.
 
     python benchmarks/serve.py [--model MODEL] [--images DIR ...] [--clients 64] [--seconds 60] [--mutated
     2000]
                                [--out FILE] [--markdown FILE]
 
-`pad serve` is started on this machine. Each client asks for one picture after the other, and every answer is
-compared with what `Detector.score` says of it; so are pictures a second, with those of `Detector.score` on
-the same files, `--at-once` in a request and as many clients as keep it busy, in the same run. Then uploads
-are mutated: no answer may be 500 or above.
+`pad serve` is started on this machine, with a token and with `-vv`. Each client asks for one picture after
+the other, and every answer is compared with what `Detector.score` says of it; so are pictures a second, with
+those of `Detector.score` on the same files, `--at-once` in a request and as many clients as keep it busy, in
+turns and in the same run. Then uploads are mutated: no answer may be 500 or above. At the end the token is
+looked for in all that the service has said. Exits with status 1 if there was a wrong answer, one of 500 or
+above, or the token in the log.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import os
 import random
 import re
+import secrets
 import subprocess
 import sys
 import threading
@@ -26,47 +29,47 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from jobs import exit_status, use_share_of_processor
 from provenance import markdown, plain, provenance, write_json
 
+from pad.config import FPR
 from pad.detector import Detector
+from pad.errors import PadError, one_line
 from pad.images.resolve import resolve
+from pad.judging.calibration import Calibration
+from pad.judging.rows import ANOMALY, NORMAL
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOSE = 0.02  # of scores, relative: how many are scored together changes the rounding
 
 
 class Service:
-    """A running `pad serve` on a free port."""
+    """A running `pad serve` on a free port, which asks for a token and writes all it says into `log`."""
 
-    def __init__(self, model: str, device: str) -> None:
-        words = [
-            sys.executable,
-            "-m",
-            "pad",
-            "serve",
-            model,
-            "--port",
-            "0",
-            "--device",
-            device,
-            "--max-queue",
-            "4096",
-        ]
-        self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        found = re.search(r":(\d+) ", self.process.stderr.readline())
-        assert found
+    def __init__(self, model: str, device: str, log: Path) -> None:
+        words = [sys.executable, "-m", "pad", "serve", model, "--port", "0", "--device", device]
+        words += ["--max-queue", "4096", "-vv"]
+        self.token, self.log = secrets.token_hex(16), log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                words, stdout=file, stderr=file, env={**os.environ, "PAD_SERVE_TOKEN": self.token}
+            )
+        while not (found := re.search(r"http://127\.0\.0\.1:(\d+) ", log.read_text())):
+            self._wait()
         self.port = int(found[1])
-        while True:
-            try:
-                if self.ask(http.client.HTTPConnection("127.0.0.1", self.port), "GET", "/readyz")[0] == 200:
-                    return
-            except OSError:
-                time.sleep(0.1)
+        while self.ask(self.connect(), "GET", "/readyz")[0] != 200:
+            self._wait()
+
+    def _wait(self) -> None:
+        """Raises PadError if it has ended."""
+        if self.process.poll() is not None:
+            raise PadError(f"pad serve has ended: {one_line(self.log.read_text())}")
+        time.sleep(0.1)
 
     def ask(
         self,
@@ -76,9 +79,15 @@ class Service:
         body: bytes = b"",
         kind: str = "",
     ) -> tuple[int, bytes]:
-        connection.request(method, path, body, {"Content-Type": kind} if kind else {})
-        response = connection.getresponse()
-        return response.status, response.read()
+        """Status and body; status 0 where it hangs up."""
+        headers = {"Authorization": f"Bearer {self.token}"} | ({"Content-Type": kind} if kind else {})
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            return 0, b""
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
@@ -105,8 +114,25 @@ def form(files: list[tuple[str, bytes]]) -> tuple[str, bytes]:
     return "multipart/form-data; boundary=edge", b"".join(parts) + b"--edge--\r\n"
 
 
+def is_right(row: dict[str, Any], name: str, score: float, calibration: Calibration) -> bool:
+    """Whether an answer is that of the detector: the score, and p-value and verdict of the score."""
+    flagged = row["p_value"] is not None and row["p_value"] <= calibration.p_limit(FPR)
+    return (
+        row["name"] == name
+        and not row["error"]
+        and abs(row["score"] / score - 1) < CLOSE
+        and abs(row["p_value"] / float(calibration.p_values(row["score"])) - 1) < 1e-6
+        and row["verdict"] == (ANOMALY if flagged else NORMAL)
+    )
+
+
 def load(
-    service: Service, contents: list[bytes], expected: np.ndarray, clients: int, seconds: float
+    service: Service,
+    contents: list[bytes],
+    expected: np.ndarray,
+    calibration: Calibration,
+    clients: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """Every client asks for one picture at a time."""
     times: list[float] = []
@@ -124,11 +150,13 @@ def load(
                 connection, "POST", "/v1/score", *form([(name, contents[index])])[::-1]
             )
             taken = time.perf_counter() - begun
-            (row,) = json.loads(body)["results"] if status == 200 else ({"name": "", "score": 0.0},)
-            right = row["name"] == name and abs(row["score"] / expected[index] - 1) < CLOSE
+            told = f"status {status}" if status else "hung up"
+            if status == 200:
+                (row,) = json.loads(body)["results"]
+                told = "right" if is_right(row, name, expected[index], calibration) else "wrong"
             with lock:
                 times.append(taken)
-                counts["right" if right else "wrong" if status == 200 else str(status)] += 1
+                counts[told] += 1
         connection.close()
 
     def watch() -> None:
@@ -144,11 +172,13 @@ def load(
         "clients": clients,
         "seconds": seconds,
         "answers": dict(counts),
+        "answers that are not right": counts.total() - counts["right"],
         "pictures a second": len(times) / seconds,
         "p50, ms": 1000 * float(np.quantile(times, 0.5)),
         "p99, ms": 1000 * float(np.quantile(times, 0.99)),
         "memory after a quarter, MB": quarter[0],
         "memory at the end, MB": quarter[-1],
+        "memory at most, MB": max(memory),
     }
 
 
@@ -205,11 +235,25 @@ def nonsense(service: Service, contents: list[bytes], count: int) -> dict[str, A
         header = kind if number % 4 else chance.choice(kinds)
         path = "/v1/score" if number % 10 else "/v1/explain"
         statuses[service.ask(service.connect(), "POST", path, bytes(mutated), header)[0]] += 1
-    return {"uploads": count, "statuses": dict(sorted(statuses.items())),
+    return {"uploads": count, "statuses": dict(sorted(statuses.items())), "hung up": statuses[0],
             "500 and above": sum(n for status, n in statuses.items() if status >= 500)}  # fmt: skip
 
 
-def main() -> None:
+def secrecy(service: Service, contents: list[bytes]) -> dict[str, Any]:
+    """Asks with wrong tokens, ends the service, and reads all that it has said."""
+    token, refused = service.token, Counter[int]()
+    for given in (token[:-1], token + "0", token.upper() + "x", ""):
+        service.token = given
+        kind, body = form([("a.png", contents[0])])
+        refused[service.ask(service.connect(), "POST", "/v1/score", body, kind)[0]] += 1
+    service.token = token
+    service.close()
+    said = service.log.read_bytes()
+    return {"wrong tokens": dict(refused), "bytes of log": len(said),
+            "token in them": said.count(token.encode())}  # fmt: skip
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="zoo:fashion-mnist/ankle-boot")
     parser.add_argument("--images", nargs="+", default=[str(ROOT / "tests/data/fashion/test")], metavar="DIR")
@@ -221,42 +265,67 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("serve.json"), metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
-    run(parser.parse_args())
+    return run(parser.parse_args())
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     use_share_of_processor()
     origin = provenance(arguments.device)
     detector = Detector.load(arguments.model, arguments.device)
+    calibration = detector.calibrated()
     paths = [
         content for content in resolve(arguments.images, "evaluate").contents if isinstance(content, Path)
     ]
     expected, contents = detector.score(paths), [path.read_bytes() for path in paths]
-    service = Service(arguments.model, arguments.device)
-    try:
-        results = {
-            "throughput": throughput(service, detector, paths, arguments.at_once, arguments.rounds),
-            "load": load(service, contents, expected, arguments.clients, arguments.seconds),
-            "nonsense": nonsense(service, contents, arguments.mutated),
-        }
-    finally:
-        service.close()
-    content = {**origin, "threads": os.environ.get("OMP_NUM_THREADS"), "results": results}
+    with TemporaryDirectory() as folder:
+        service = Service(arguments.model, arguments.device, Path(folder) / "log")
+        try:
+            results = {
+                "throughput": throughput(service, detector, paths, arguments.at_once, arguments.rounds),
+                "load": load(service, contents, expected, calibration, arguments.clients, arguments.seconds),
+                "nonsense": nonsense(service, contents, arguments.mutated),
+                "token": secrecy(service, contents),
+            }
+        finally:
+            service.close()
+    content = {**origin, "threads": torch.get_num_threads(), "results": results}
     write_json(arguments.out, content)
     print(plain(*table(content)))
     if arguments.markdown:
         arguments.markdown.write_text(page(content), encoding="utf-8")
+    found = results["load"]["answers that are not right"] + results["nonsense"]["500 and above"]
+    return int(bool(found + results["token"]["token in them"]))
 
 
 def table(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    rows = [[f"{part}: {name}", f"{value:.4g}" if isinstance(value, float) else str(value)]
-            for part, values in content["results"].items() for name, value in values.items()]  # fmt: skip
+    """Head and rows: what was asked for, and what was found."""
+    load, rate, nonsense, token = (
+        content["results"][part] for part in ("load", "throughput", "nonsense", "token")
+    )
+    before, after = load["memory after a quarter, MB"], load["memory at the end, MB"]
+    answers = f"{sum(load['answers'].values()):,}"
+    statuses = ", ".join(f"{status}: {count}" for status, count in nonsense["statuses"].items())
+    rows = [
+        [f"answers to {load['clients']} clients in {load['seconds']:g} s", answers],
+        ["of these not right", str(load["answers that are not right"])],
+        ["a client's wait for a picture, median", f"{load['p50, ms']:.0f} ms"],
+        ["and in 99 of 100 cases at most", f"{load['p99, ms']:.0f} ms"],
+        ["memory after a quarter of it, MB", f"{before:.0f}"],
+        ["memory at the end, MB", f"{after:.0f} ({after / before - 1:+.1%})"],
+        ["pictures/s, many in a request", f"{rate['service, pictures a second']:.0f}"],
+        ["`Detector.score` in turns with it", f"{rate['Detector.score, pictures a second']:.0f}"],
+        ["share", f"{rate['share']:.0%}"],
+        ["mutated uploads", f"{nonsense['uploads']:,}"],
+        ["of these answered with 500 or above", str(nonsense["500 and above"])],
+        ["with what status", statuses],
+        [f"the token in the log ({token['bytes of log']:,} bytes)", f"{token['token in them']} times"],
+    ]  # fmt: skip
     return ["what", "found"], rows
 
 
 def page(content: dict[str, Any]) -> str:
     """The results in Markdown."""
-    return markdown(content, *table(content), "")
+    return markdown(content, *table(content), f"{content['threads']} threads.")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ BATCH_SIZE = 128  # images scored at a time, divided among the lanes of a CPU (p
 MOST_LATENT = 1e6  # of one number of a latent; they lie near N(0, 1)
 MOST_BATCH = 1 << 14  # images in a batch: more is a slip, or means to exhaust the memory
 VIEWS = ("generator", "whole", "middle", "parts")
+LOGGERS = ("tensorboard", "mlflow", "wandb")
 MOST_KEPT = 1024  # normal images that a model keeps
 MOST_STRANGERS = 0.4  # of the images: beyond, nobody can tell which of them are the strangers
 MOST_TILE = 4096  # side of a tile, in pixels of the source
@@ -141,7 +142,8 @@ class Config:
     log_every: int = 50  # steps
     sample_every: int = 500  # steps between sample grids; 0: none
     checkpoint_every: int = 500  # steps
-    tensorboard: bool = False  # also write TensorBoard events (the extra `pad-anomaly[tensorboard]`)
+    loggers: tuple[str, ...] = ()  # of "tensorboard", "mlflow", "wandb", told of a training besides its log
+    # (the extras of these names; pad/learning/loggers.py)
 
     def __post_init__(self) -> None:
         check(self)
@@ -192,6 +194,7 @@ def to_mapping(config: Config) -> dict[str, Any]:
 def from_mapping(values: Mapping[str, Any], where: str = "the recipe") -> Config:
     """A Config from plain types. Raises PadError naming the key for unknown keys or wrong types."""
     hints = get_type_hints(Config)
+    values = _with_loggers(values, where)
     unknown = [key for key in values if key not in hints]
     if unknown:
         key = unknown[0]
@@ -205,6 +208,15 @@ def from_mapping(values: Mapping[str, Any], where: str = "the recipe") -> Config
     if "tolerate" in values:
         plain["tolerate"] = parse_tolerance(values["tolerate"], where)
     return Config(**plain)
+
+
+def _with_loggers(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Recipes of models and runs that were made when TensorBoard was the only logger, as they read now."""
+    if "tensorboard" not in values:
+        return values
+    wanted = _convert("tensorboard", values["tensorboard"], "<class 'bool'>", where)
+    others = {key: value for key, value in values.items() if key != "tensorboard"}
+    return others | {"loggers": ["tensorboard"]} if wanted else others
 
 
 def _convert(key: str, value: Any, hint: str, where: str) -> Any:
@@ -313,6 +325,8 @@ def check(config: Config) -> None:
          f"a whole number of at least {least_steps}, at most {10**9:,}")  # fmt: skip
     distinct = set(config.views) <= set(VIEWS) and len(set(config.views)) == len(config.views)
     need(bool(config.views) and distinct, "views", f"a list of {', '.join(VIEWS)}")
+    distinct = set(config.loggers) <= set(LOGGERS) and len(set(config.loggers)) == len(config.loggers)
+    need(distinct, "loggers", f"a list of {', '.join(LOGGERS)}")
     need(32 <= config.view_size <= MOST_SEEN, "view_size", f"a side from 32 to {MOST_SEEN} pixels")
     need(config.tile is None or (32 <= config.tile <= MOST_TILE and bool(config.quick_views)), "tile",
          f"null, or, with views besides the generator, a side from 32 to {MOST_TILE:,} pixels")  # fmt: skip

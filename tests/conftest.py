@@ -6,11 +6,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 
 from pad.config import Config
 
 DATA = Path(__file__).parent / "data"
+
+
+def pytest_sessionfinish() -> None:
+    forked.stop()
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
+
+import forked
 
 ROOT = Path(__file__).parent.parent
 
@@ -13,9 +14,7 @@ ROOT = Path(__file__).parent.parent
 def run(*words: object, status: int = 0) -> subprocess.CompletedProcess[str]:
     """`pad WORDS`; with status 2 it says why in one line."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "pad", *map(str, words)], capture_output=True, text=True, env=environment
-    )
+    done = forked.run(["-m", "pad", *map(str, words)], env=environment)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     if status == 2:

@@ -8,10 +8,10 @@ import os
 import re
 import struct
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -34,8 +34,8 @@ def bench(script: str, *arguments: object, cwd: Path, status: int = 0) -> subpro
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(ROOT),
     }
-    words = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=cwd)
+    words = [str(ROOT / "benchmarks" / script), *map(str, arguments)]
+    done = forked.run(words, env=environment, cwd=cwd, timeout=280)
     logs = "".join(path.read_text(encoding="utf-8") for path in cwd.rglob("*.log")) if status == 0 else ""
     assert done.returncode == status, done.stderr + logs
     return done
@@ -364,11 +364,15 @@ def test_many_acceptances_of_a_new_normal(fashion: Path, tmp_path: Path) -> None
 
 def test_a_service_under_load_and_nonsense(tmp_path: Path) -> None:
     words = ["--clients", 4, "--seconds", 1, "--mutated", 30, "--rounds", 1, "--out", "s.json"]
-    bench("serve.py", *words, cwd=tmp_path)
+    bench("serve.py", *words, "--markdown", "s.md", cwd=tmp_path)
     results = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))["results"]
     assert set(results["load"]["answers"]) == {"right"}
     assert results["nonsense"]["500 and above"] == 0
     assert results["throughput"]["share"] > 0
+    assert results["token"]["wrong tokens"] == {"401": 4}
+    assert results["token"]["bytes of log"] > 0
+    assert results["token"]["token in them"] == 0
+    assert "| of these not right | 0 |" in (tmp_path / "s.md").read_text(encoding="utf-8")
 
 
 def test_a_watcher_that_is_killed_loses_nothing(tmp_path: Path) -> None:

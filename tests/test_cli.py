@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -30,12 +31,18 @@ SMALL = [
 
 
 def command(script: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return [str(ROOT / script), *map(str, arguments)]
 
 
-def run(script: str, *arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
+def raw(script: str, *arguments: object, fresh: bool = False) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command(script, *arguments), capture_output=True, text=True, env=environment)
+    return forked.run(command(script, *arguments), env=environment, fresh=fresh)
+
+
+def run(
+    script: str, *arguments: object, status: int = 0, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    done = raw(script, *arguments, fresh=fresh)
     assert done.returncode == status, done.stderr
     if status:
         assert "Traceback" not in done.stderr
@@ -43,16 +50,17 @@ def run(script: str, *arguments: object, status: int = 0) -> subprocess.Complete
     return done
 
 
-def train(data: Path, out: Path, *more: object, status: int = 0) -> subprocess.CompletedProcess[str]:
-    return run(
-        "train.py", "--data", data, "--out", out, "--device", "cpu", "--set", *SMALL, *more, status=status
-    )
+def train(
+    data: Path, out: Path, *more: object, status: int = 0, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    words = ["--data", data, "--out", out, "--device", "cpu", "--set", *SMALL, *more]
+    return run("train.py", *words, status=status, fresh=fresh)
 
 
 @pytest.fixture(scope="module")
 def trained(boots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "boots"
-    train(boots, folder, "--steps", 20, "--set", "checkpoint_every=10", "sample_every=10")
+    train(boots, folder, "--steps", 20, "--set", "checkpoint_every=10", "sample_every=10", fresh=True)
     return folder
 
 
@@ -114,8 +122,7 @@ def test_training_is_quiet_when_piped(boots: Path, tmp_path: Path) -> None:
 
 def killed_at(checkpoint: Path, number: int, *arguments: object) -> int:
     """Starts train.py, and sends the signal once the checkpoint is there. Returns the exit status."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command("train.py", *arguments), env=environment, stderr=subprocess.DEVNULL)
+    process = forked.Process(command("train.py", *arguments))
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -218,11 +225,9 @@ def test_fine_tuning_goes_on_from_a_model(trained: Path, boots: Path, tmp_path: 
 
 def test_a_loss_that_explodes_stops_with_the_last_good_checkpoint(boots: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = subprocess.run(
-        command("train.py", "--data", boots, "--out", out, "--device", "cpu", "--steps", 30, "--set", *SMALL,
-                "checkpoint_every=1", "learning_rate=1e18", "precision=float32", "schedule=constant"),
-        capture_output=True, text=True,
-    )  # fmt: skip
+    diverging = ["checkpoint_every=1", "learning_rate=1e18", "precision=float32", "schedule=constant"]
+    words = ["--data", boots, "--out", out, "--device", "cpu", "--steps", 30, "--set", *SMALL, *diverging]
+    done = raw("train.py", *words)
     assert done.returncode == 2
     assert "training stopped at step" in done.stderr
     assert "Traceback" not in done.stderr
@@ -272,9 +277,7 @@ def test_unusable_data_of_training(boots: Path, tmp_path: Path) -> None:
     assert "empty" in run("train.py", "--data", empty, "--out", tmp_path / "run", status=2).stderr
     for i in range(9):
         (empty / f"{i}.png").write_bytes(b"junk")
-    done = subprocess.run(
-        command("train.py", "--data", empty, "--out", tmp_path / "run"), capture_output=True, text=True
-    )
+    done = raw("train.py", "--data", empty, "--out", tmp_path / "run")
     assert done.returncode == 2
     assert "junk" not in done.stdout
     assert done.stderr.splitlines()[-1].startswith("train.py: ")
@@ -291,7 +294,8 @@ def test_unusable_data_of_training(boots: Path, tmp_path: Path) -> None:
 
 
 def test_a_labelled_folder_is_scored_and_measured(trained: Path, fashion: Path, tmp_path: Path) -> None:
-    done = run("evaluate.py", trained, fashion / "test", "--out", tmp_path / "out", "--device", "cpu")
+    words = [trained, fashion / "test", "--out", tmp_path / "out", "--device", "cpu"]
+    done = run("evaluate.py", *words, fresh=True)
     table = rows(tmp_path / "out" / "scores.csv")
     assert list(table[0]) == ["path", "score", "p_value", "verdict", "error"]
     assert len(table) == 140
@@ -372,11 +376,7 @@ def test_standard_output_and_other_formats(trained: Path, fashion: Path, tmp_pat
 
 def test_fail_on_anomaly_and_fdr(trained: Path, fashion: Path, tmp_path: Path) -> None:
     data = fashion / "test"
-    loose = subprocess.run(
-        command("evaluate.py", trained, data, "--fpr", 0.9, "--fail-on-anomaly"),
-        capture_output=True,
-        text=True,
-    )
+    loose = raw("evaluate.py", trained, data, "--fpr", 0.9, "--fail-on-anomaly", fresh=True)
     assert loose.returncode == 3
     run("evaluate.py", trained, data, "--fdr", 0.2, "--out", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["fdr"] == 0.2
@@ -425,18 +425,11 @@ def rows_of(model: Path, data: Path, folder: Path) -> list[dict[str, str]]:
     return rows(folder / "scored" / "scores.csv")
 
 
-def raw(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command(script, *arguments), capture_output=True, text=True, env=environment)
-
-
 def stopped_while_scoring(number: int, out: Path, *arguments: object) -> tuple[int, str]:
     """Starts evaluate.py and sends the signal once some rows are there: its status and standard error."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        command("evaluate.py", *arguments, "--out", out, "--batch-size", 8),
-        env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    process = forked.Process(
+        command("evaluate.py", *arguments, "--out", out, "--batch-size", 8), stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not any(
         p.stat().st_size > 2000 for p in out.glob("scores.partial*")
@@ -481,12 +474,11 @@ def test_a_stopped_evaluation_keeps_its_rows(
 
 
 def test_rows_are_printed_as_they_come(trained: Path, fashion: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     many = [fashion / "test"] * 40
-    process = subprocess.Popen(
-        command("evaluate.py", trained, *many, "--out", "-", "--format", "jsonl", "--batch-size", 8),
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    words = ["--out", "-", "--format", "jsonl", "--batch-size", 8]
+    process = forked.Process(
+        command("evaluate.py", trained, *many, *words), stdout=subprocess.PIPE, text=True
+    )
     assert json.loads(process.stdout.readline())["error"] == ""
     assert process.poll() is None  # 5,600 images take longer than a line does
     process.terminate()
@@ -544,8 +536,8 @@ def test_calibrate_changes_the_calibration_and_nothing_else(
 
 def calibrate(*arguments: object, status: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "pad", "calibrate", *map(str, arguments), "--device", "cpu"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment)
+    words = ["-m", "pad", "calibrate", *map(str, arguments), "--device", "cpu"]
+    done = forked.run(words, cwd=ROOT, env=environment)
     assert done.returncode == status, done.stderr
     return done
 

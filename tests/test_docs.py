@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,23 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import tables  # noqa: E402
 
+from pad.commands.parser import command_line  # noqa: E402
 from pad.errors import PadError  # noqa: E402
 
 LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)|(?:src|srcset)=\"([^\"]*)\"")
+
+
+BLOCK = re.compile(r"^```\w*\n(.*?)^```$", re.M | re.S)
+COMMAND = re.compile(r"^(?:pad |python (?=(?:train|evaluate)\.py ))(.*)$")
+
+
+def commands(page: Path) -> list[str]:
+    """What the blocks of a page say to type after `pad`, a line each; a line that is indented goes on."""
+    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+    lines = [part for block in blocks for part in re.split(r"\n(?! )|&& ", block)]
+    return [
+        found[1].replace(".py", "", 1) for line in lines if (found := COMMAND.match(" ".join(line.split())))
+    ]
 
 
 def anchors(page: Path) -> set[str]:
@@ -89,3 +104,26 @@ def test_the_site_builds_without_a_warning_and_asks_nobody(tmp_path: Path) -> No
     for page in tmp_path.rglob("*.html"):
         assert not loaded.findall(page.read_text(encoding="utf-8")), page
     assert "Detector" in (tmp_path / "api.html").read_text(encoding="utf-8")
+
+
+def test_every_command_of_the_pages_is_one() -> None:
+    """README.md's are run (test_newcomer.py); these are at least understood."""
+    read = 0
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for line in commands(page) if page.name != "reference.md" else []:
+            command_line().parse_args(shlex.split(line, comments=True))
+            read += 1
+    assert read > 12
+
+
+def test_the_reference_names_the_options_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    page = ROOT / "docs" / "reference.md"
+    listed, named = commands(page), set(re.findall(r"--[a-z-]+", page.read_text(encoding="utf-8")))
+    assert len(listed) > 8
+    for line in listed:
+        name = line.split()[0]
+        with pytest.raises(SystemExit):
+            command_line().parse_args([name, *(["accept"] if "accept ID" in line else []), "--help"])
+        known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+        assert set(re.findall(r"--[a-z-]+", line)) <= known, line
+        assert known - {"--help", "--verbose", "--quiet"} <= named, line

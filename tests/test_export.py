@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import onnx
 import pytest
@@ -52,10 +53,7 @@ SMALL = {
 
 def command(*words: object, status: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "pad", *map(str, words)],
-        capture_output=True, text=True, timeout=250, env=environment,
-    )  # fmt: skip
+    done = forked.run(["-m", "pad", *map(str, words)], env=environment)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     return done

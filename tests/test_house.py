@@ -53,6 +53,7 @@ LAZY = {
     "markupsafe": "start-up: comes with jinja2",
     "matplotlib": "start-up: only pictures need it",
     "certifi": "comes with the hub's client, and is not asked for by itself",
+    "mlflow": "an extra",
     "onnx": "an extra",
     "onnxruntime": "an extra",
     "onnxscript": "an extra",
@@ -66,6 +67,7 @@ LAZY = {
     "torch": "start-up: seconds, which `pad zoo list` does without",
     "torchvision": "start-up: seconds, to score one image",
     "umap": "an extra",
+    "wandb": "an extra",
 }
 
 

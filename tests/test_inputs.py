@@ -6,14 +6,13 @@ import base64
 import csv
 import io
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
 import torch
+from pad_process import run
 from PIL import Image
 
 import pad
@@ -111,10 +110,7 @@ def test_a_table_is_what_evaluate_writes(detector: pad.Detector, fashion: Path, 
     shutil.copytree(fashion / "test" / "bag", data / "bag")
     (data / "bag" / "broken.png").write_bytes(b"no image")
     detector.save(tmp_path / "model")
-    subprocess.run(
-        [sys.executable, "-m", "pad", "evaluate", tmp_path / "model", data, "--out", tmp_path / "out"],
-        check=True, capture_output=True, timeout=200,
-    )  # fmt: skip
+    run("evaluate", tmp_path / "model", data, "--out", tmp_path / "out")
     with (tmp_path / "out" / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     frame = pad.table(detector, data)
@@ -187,11 +183,8 @@ def test_fine_tuning_of_a_generator_in_python_is_that_of_the_command(
     new = fashion / "test" / "sneaker"
     tuned = pad.fit(new, start=start, replay=boots, steps=3, device="cpu")
     assert tuned.card["fine_tuning"]["replayed_images"] > 0
-    subprocess.run(
-        [sys.executable, "-m", "pad", "train", "--from", tmp_path / "start", "--data", new, "--replay", boots,
-         "--steps", "3", "--out", tmp_path / "run", "--device", "cpu", "-q"],
-        check=True, capture_output=True, timeout=200,
-    )  # fmt: skip
+    run("train", "--from", tmp_path / "start", "--data", new, "--replay", boots, "--steps", 3,
+        "--out", tmp_path / "run", "--device", "cpu", "-q")  # fmt: skip
     by_command = pad.load(tmp_path / "run", device="cpu")
     np.testing.assert_array_equal(tuned.score(new), by_command.score(new))
     with pytest.raises(PadError, match="cannot go on with"):

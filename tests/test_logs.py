@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from test_cli import SMALL
 
@@ -112,13 +113,7 @@ except KeyboardInterrupt:
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pad", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        cwd=ROOT,
-    )
+    return forked.run(["-m", "pad", *map(str, arguments)], cwd=ROOT)
 
 
 def test_the_command_says_as_much_as_it_is_asked_to(normal: Path, tmp_path: Path) -> None:

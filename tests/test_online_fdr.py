@@ -14,6 +14,7 @@ from pad.commands.parser import main
 from pad.errors import PadError
 from pad.watching.online_fdr import RANKS, OnlineFdr
 from pad.watching.state import State
+from pad.watching.watcher import AT_ONCE
 
 
 @pytest.mark.parametrize("n", [20, 99, 500])
@@ -42,6 +43,19 @@ def test_alarms_of_all_sequences_against_the_formula(n: int, rate: float) -> Non
         found = [rule.see(k / (n + 1), True) for k in ranks]
         evidence = [(n + 1) / (k * 11 / 6) if k <= 3 else 0.0 for k in ranks]
         assert found == by_hand(evidence, period, rate)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(36, 0.2), (54, 0.1), (10, 0.5), (200, 0.1)])
+def test_the_level_is_the_largest_p_value_that_raises_an_alarm(n: int, rate: float) -> None:
+    rule, ranks = OnlineFdr(rate, n), np.arange(1, n + 2)
+    for rank in np.random.default_rng(2).integers(1, 5, size=300):
+        alarms = []
+        for k in ranks:
+            other = OnlineFdr(rate, n)
+            other.resume(rule.dump())
+            alarms.append(other.see(k / (n + 1), True))
+        assert rule.level == max(ranks[alarms]) / (n + 1)
+        rule.see(rank / (n + 1), True)
 
 
 def test_an_alarm_is_possible_at_every_picture_and_of_no_longer_period() -> None:
@@ -98,11 +112,18 @@ def test_what_is_not_flagged_raises_no_alarm() -> None:
     assert rule.see(1 / 101, True)
 
 
+@pytest.fixture(scope="module")
+def model(boots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Quick views of boots."""
+    folder = tmp_path_factory.mktemp("watched") / "model"
+    pad.fit(boots, steps=0, view_size=64, device="cpu").save(folder)
+    return folder
+
+
 def test_a_watcher_raises_alarms(
-    boots: Path, fashion: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+    model: Path, fashion: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    model, state, out = tmp_path / "model", tmp_path / "state", tmp_path / "lines.jsonl"
-    pad.fit(boots, steps=0, view_size=64, device="cpu").save(model)
+    state, out = tmp_path / "state", tmp_path / "lines.jsonl"
     words = ["watch", str(model), str(fashion / "test"), "--state", str(state), "--out", str(out), "--once"]
     assert main([*words, "--online-fdr", "0.2", "--device", "cpu"]) == 0
     lines = [json.loads(line) for line in out.read_bytes().splitlines()]
@@ -114,9 +135,41 @@ def test_a_watcher_raises_alarms(
     assert 0 < sum(alarms) < sum(line["verdict"] == "anomaly" for line in lines)
     # The state tells the same of what is written again.
     out.unlink()
+    kept = State(state).fact("online_fdr")
+    assert json.loads(kept)["seen"] == (len(lines) - 1) % rule.period + 1
+    assert main([*words, "--online-fdr", "0.2", "--device", "cpu"]) == 0
+    assert State(state).fact("online_fdr") == kept
+    out.unlink()
     assert main([*words, "--device", "cpu"]) == 0
+    assert State(state).fact("online_fdr") is None  # nobody asks any more
     assert [json.loads(line)["alarm"] for line in out.read_bytes().splitlines()] == alarms
     assert [event.alarm for event in State(state).events()] == alarms
     capfdbinary.readouterr()
     assert main([*words[:-1], "--online-fdr", "0.001", "--device", "cpu"]) == 2
     assert b"takes at least" in capfdbinary.readouterr().err
+
+
+def test_a_batch_of_pictures_is_one_look_at_the_rule(
+    model: Path, fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    opened = State._open
+
+    def traced(state: State, path: Path) -> None:
+        opened(state, path)
+        state.database.set_trace_callback(done.append)
+
+    monkeypatch.setattr(State, "_open", traced)
+    words = ["watch", str(model), str(fashion / "test" / "trouser"), "--state", str(tmp_path / "state")]
+    words += ["--once", "--out", str(tmp_path / "lines"), "--online-fdr", "0.2", "--device", "cpu"]
+    assert main(words) == 0
+    _, _, *asked = [i for i, statement in enumerate(done) if "'online_fdr'" in statement]  # two: it starts
+    events = [i for i, statement in enumerate(done) if statement.startswith("INSERT INTO events")]
+    assert len(events) == 20
+    assert len(asked) == 2 * -(-20 // AT_ONCE), "read and written once a batch"
+    # In the transaction of its events.
+    for read, written in zip(asked[::2], asked[1::2], strict=True):
+        between = done[read - 1 : written + 1]
+        assert between[0].startswith("BEGIN")
+        assert not any(statement.startswith(("BEGIN", "COMMIT")) for statement in between[1:])
+        assert any(statement.startswith("INSERT INTO events") for statement in between)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import configparser
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 import pad
 
@@ -26,6 +29,17 @@ def test_the_changelog_begins_with_this_version() -> None:
     head = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert head is not None
     assert head[1] == pad.__version__
+
+
+def test_a_tag_is_that_of_this_version() -> None:
+    """A release is a commit tagged vVERSION; nothing else may be tagged so."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone: there are no tags")
+    tags = subprocess.run(
+        ["git", "tag", "--points-at", "HEAD", "v*"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert tags.returncode == 0, tags.stderr
+    assert set(tags.stdout.split()) <= {f"v{pad.__version__}"}
 
 
 def test_extras_are_asked_for_by_the_name_of_the_distribution() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pad.serving.page import served
 from pad.watching.features import montage
+from pad.watching.online_fdr import OnlineFdr
 from pad.watching.state import Event, Kept, State
 
 EVIL = "<img src=x onerror=alert(1)>.png"
@@ -155,6 +156,35 @@ def test_news_come_as_events(url: str, state: State) -> None:
     connection.close()
 
 
+@pytest.fixture
+def ringing(state: State) -> State:
+    """The state of a watcher with --online-fdr 0.1: every fifth flagged picture has raised an alarm."""
+    rule = OnlineFdr(0.1, 200)
+    rule.resume(json.dumps({"rate": 0.1, "n": 200, "seen": 7, "alarms": 1}))
+    with state.transaction():
+        state.set_fact("online_fdr", rule.dump())
+        for event in state.events(limit=EVENTS):
+            state.set_alarm(event, event.verdict == "anomaly" and event.id % 50 == 1)
+    return state
+
+
+def test_alarms_are_told(url: str, state: State, ringing: State) -> None:
+    _, told, _ = ask(url, "GET", "/api/state")
+    rang = [event.id for event in state.events(limit=EVENTS) if event.alarm]
+    assert len(rang) == 200
+    rule = told["online_fdr"]
+    latest = rule.pop("latest")
+    # The second alarm of a period takes a rank of at most 2: 0.1 * 201 * 2 / (10 * 11/6) = 2.19.
+    assert rule == {"rate": 0.1, "period": 10, "seen": 7, "alarms": 1, "level": 2 / 201, "raised": 200}
+    assert [event["id"] for event in latest] == rang[:-21:-1]
+    _, found, _ = ask(url, "GET", "/api/events?alarms=true")
+    assert [event["id"] for event in found] == rang[:-61:-1]
+    assert {event["alarm"] for event in found} == {True}
+    with state.transaction():
+        state.set_fact("online_fdr", None)
+    assert ask(url, "GET", "/api/state")[1]["online_fdr"] is None
+
+
 def wait_for(what: Callable[[], Any]) -> Any:
     limit = time.monotonic() + 30
     while not (found := what()):
@@ -225,16 +255,63 @@ def test_the_page_in_a_browser(browser: Any, url: str, state: State) -> None:
     ] == []
 
 
+def visible(browser: Any) -> list[bool]:
+    """Whether each part of the page that is about alarms can be seen."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll('[data-alarms]')].map(node => node.offsetHeight > 0)"
+    )
+
+
+@pytest.mark.browser
+def test_alarms_in_a_browser(browser: Any, url: str, state: State, ringing: State) -> None:
+    browser.get_log("browser")
+    browser.get(url)
+    wait_for(lambda: text(browser, "raised") == "200")
+    assert visible(browser) == [True] * 3
+    words = text(browser, "alarms-words")
+    assert "At most 10 % of a period's alarms are false" in words
+    assert (
+        "Picture 7 of 10 of this period, 1 alarm in it; the next one takes a p-value of at most 0.010."
+        in words
+    )
+    assert browser.execute_script("return document.querySelectorAll('#alarms li').length") == 20
+    with state.transaction():
+        event = Event("now.png", time.time(), b"", 9.0, 0.004, "anomaly", thumbnail=jpeg(200))
+        assert state.add_event(event)
+        state.set_alarm(event, True)
+        quiet = Event("quiet.png", time.time(), b"", 3.0, 0.04, "anomaly")
+        assert state.add_event(quiet)
+        state.set_alarm(quiet, False)
+    wait_for(lambda: text(browser, "raised") == "201" and "quiet.png" in text(browser, "stream"))
+    newest = "return [...document.querySelectorAll('#stream .item')].slice(0, 2).map(i => i.textContent)"
+    assert [
+        "alarm" in shown.split() or shown.endswith("alarm") for shown in browser.execute_script(newest)
+    ] == [
+        False,
+        True,
+    ]
+    assert "now.png, p-value 0.0040" in text(browser, "alarms")
+    press(browser, "l")
+    wait_for(lambda: "quiet.png" not in text(browser, "stream"))
+    wait_for(lambda: browser.execute_script("return document.querySelectorAll('.item .bell').length") == 60)
+    assert browser.execute_script("return document.activeElement.id") == "stream"
+    with state.transaction():
+        state.set_fact("online_fdr", None)  # a watcher that was started again without
+    wait_for(lambda: visible(browser) == [False] * 3)
+    wait_for(lambda: "quiet.png" in text(browser, "stream"))
+    assert [entry for entry in browser.get_log("browser") if "Error" in entry["message"]] == []
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_telephone(browser: Any, scheme: str, url: str) -> None:
+def test_on_a_telephone(browser: Any, scheme: str, url: str, ringing: State) -> None:
     feature = {"name": "prefers-color-scheme", "value": scheme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         browser.get(url)
-        wait_for(lambda: text(browser, "link") == "live")
+        wait_for(lambda: text(browser, "raised") == "200")
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
         shade = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, shade[4:-1].split(","))) < 300) == (scheme == "dark")

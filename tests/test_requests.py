@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import yaml
 from test_cli import SMALL
@@ -22,8 +22,7 @@ QUICK = ("views=generator", "size=28", *SMALL)
 
 
 def train(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "train.py", *map(str, words), "--device", "cpu"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT)
+    return forked.run(["train.py", *map(str, words), "--device", "cpu"], timeout=280, cwd=ROOT)
 
 
 def everything(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 import yaml
@@ -198,17 +197,15 @@ def test_the_first_checkpoint_is_written_before_the_first_step(few: Path, tmp_pa
 # Signals --------------------------------------------------------------------------------------------
 
 
-def started(*words: object, until: Path) -> subprocess.Popen[str]:
+def started(*words: object, until: Path) -> forked.Process:
     """`train.py WORDS` as a process of its own, once the file `until` is there."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *map(str, words), "--device", "cpu"],
-        env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = forked.Process(
+        [str(ROOT / "train.py"), *map(str, words), "--device", "cpu"], stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not until.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert until.exists(), process.communicate()
+    assert until.exists(), process.stderr.read()
     return process
 
 
@@ -217,8 +214,8 @@ def test_a_signal_saves_a_checkpoint_and_makes_no_model(few: Path, tmp_path: Pat
     words = ["--data", few, "--out", out, "--steps", 10**6, "--set", *TINY, "checkpoint_every=1000000"]
     process = started(*words, until=out / "log.jsonl")
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == 128 + signal.SIGTERM
+    err = process.stderr.read()
+    assert process.wait(100) == 128 + signal.SIGTERM
     step = max(logged(out))
     assert f"stopped by SIGTERM after step {step}; go on with --resume" in err
     assert len(err.splitlines()) == 1
@@ -343,7 +340,7 @@ def test_two_at_once(few: Path, tmp_path: Path) -> None:
         assert first.poll() is None
     finally:
         first.kill()
-        first.communicate()
+        first.wait()
     # The lock has died with it.
     step = max(logged(out))
     assert train("--resume", "--steps", step + 1, folder=out).status == 0

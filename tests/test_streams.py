@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -94,9 +95,8 @@ def test_control_characters_of_names_do_not_reach_the_terminal(images: Path, tmp
     (folder / f"{CONTROL}2.png").write_bytes(b"no picture")
 
     def run(*words: Any, status: int = 0) -> str:
-        command = [sys.executable, "-m", "pad", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        said = (done.stdout + done.stderr).decode()
+        done = forked.run(["-m", "pad", *map(str, words)])
+        said = done.stdout + done.stderr
         assert done.returncode == status, said
         assert all(line.isprintable() for line in said.split("\n")), said
         assert ESCAPED in said

@@ -151,6 +151,12 @@ def test_whole_and_middle_are_mahalanobis_distances() -> None:
         np.testing.assert_allclose(view.score(new).numpy(), expected, rtol=0.01)
 
 
+@pytest.mark.parametrize(("samples", "directions"), [(100, 99), (600, 128), (2000, 250), (5000, 512)])
+def test_a_gaussian_has_as_many_directions_as_its_samples_bear(samples: int, directions: int) -> None:
+    x = torch.randn(samples, 600, generator=torch.Generator().manual_seed(0))
+    assert len(Gaussian(600).fit(x).variances) == directions
+
+
 def test_likeness_as_a_whole_is_the_mean_cosine_of_two_images() -> None:
     normal, whole = features(40), Whole([16])
     whole.fit(normal)

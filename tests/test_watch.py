@@ -14,7 +14,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -23,11 +22,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from PIL import Image
 
 import pad
 from pad.commands.parser import main
+from pad.watching.online_fdr import OnlineFdr
 from pad.watching.state import FILE, State
 
 ROOT = Path(__file__).parent.parent
@@ -50,38 +51,35 @@ def model(boots: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "pad", "watch", *map(str, words)]
+    return ["-m", "pad", "watch", *map(str, words)]
 
 
-def watch(*words: object, status: int = 0, stdin: bytes | None = None) -> tuple[list[dict[str, Any]], str]:
+def watch(
+    *words: object, status: int = 0, stdin: bytes = b"", fresh: bool = False
+) -> tuple[list[dict[str, Any]], str]:
     """The lines of standard output, and what was said besides."""
-    given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
-    done = subprocess.run(command(*words), capture_output=True, env=ENVIRONMENT, timeout=250, **given)  # type: ignore[call-overload]
-    said = done.stderr.decode()
-    assert done.returncode == status, said
-    assert "Traceback" not in said
-    return [json.loads(line) for line in done.stdout.splitlines()], said
+    done = forked.run(command(*words), env=ENVIRONMENT, input=stdin, fresh=fresh)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return [json.loads(line) for line in done.stdout.encode().splitlines()], done.stderr
 
 
 def decide(*words: object, status: int = 0) -> str:
     """What `pad watch accept` and the like say."""
-    done = subprocess.run(command(*words), capture_output=True, text=True, env=ENVIRONMENT, timeout=100)
+    done = forked.run(command(*words), env=ENVIRONMENT, timeout=100)
     assert done.returncode == status, done.stderr
     return done.stdout + done.stderr
 
 
 @pytest.fixture
-def running() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def running() -> Iterator[Callable[..., forked.Process]]:
     """Starts watchers that do not outlive the test."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[forked.Process] = []
 
-    def start(*words: object) -> subprocess.Popen[bytes]:
+    def start(*words: object) -> forked.Process:
         started.append(
-            subprocess.Popen(
-                command(*words), env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-        )  # fmt: skip
+            forked.Process(command(*words), env=ENVIRONMENT, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+        )
         return started[-1]
 
     yield start
@@ -94,7 +92,7 @@ def running() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
                 stream.close()
 
 
-def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> Any:
+def wait_for(what: Callable[[], Any], process: forked.Process | None = None) -> Any:
     """What `what` returns as soon as that is something."""
     limit = time.monotonic() + 100
     while not (found := what()):
@@ -126,7 +124,8 @@ def test_a_line_for_each_picture_with_what_the_detector_says(
     model: Path, fashion: Path, tmp_path: Path
 ) -> None:
     paths = fill(tmp_path / "in", fashion / "test" / "normal", fashion / "test" / "sandal", most=12)
-    found, said = watch(model, tmp_path / "in", "--state", tmp_path / "state", "--once", "--device", "cpu")
+    words = [model, tmp_path / "in", "--state", tmp_path / "state", "--once", "--device", "cpu"]
+    found, said = watch(*words, fresh=True)
     assert [line["path"] for line in found] == [str(path) for path in paths]
     assert [line["id"] for line in found] == list(range(1, 25))
     detector = pad.load(model, device="cpu")
@@ -142,7 +141,7 @@ def test_a_line_for_each_picture_with_what_the_detector_says(
 
 
 def test_pictures_that_appear_while_it_runs(
-    model: Path, fashion: Path, tmp_path: Path, running: Callable[..., subprocess.Popen[bytes]]
+    model: Path, fashion: Path, tmp_path: Path, running: Callable[..., forked.Process]
 ) -> None:
     source, out = tmp_path / "in", tmp_path / "out.jsonl"
     (source / "sub").mkdir(parents=True)
@@ -184,7 +183,7 @@ def test_pictures_that_appear_while_it_runs(
 
 
 def test_a_folder_that_goes_and_comes_back(
-    model: Path, fashion: Path, tmp_path: Path, running: Callable[..., subprocess.Popen[bytes]]
+    model: Path, fashion: Path, tmp_path: Path, running: Callable[..., forked.Process]
 ) -> None:
     source, out = tmp_path / "in", tmp_path / "out.jsonl"
     fill(source, fashion / "test" / "sandal", most=2)
@@ -196,8 +195,8 @@ def test_a_folder_that_goes_and_comes_back(
     shutil.copy2(source / "000-sandal.png", source / "later.png")
     wait_for(lambda: len(lines_of(out)) == 3, process)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    said = process.stderr.read()
+    assert process.wait(60) == 130
     assert b"waiting for it" in said
     assert b"is back" in said
     assert len(lines_of(out)) == 3
@@ -234,7 +233,7 @@ def test_standard_input_takes_paths_and_json(model: Path, fashion: Path, tmp_pat
 
 
 def test_a_new_normal_is_proposed_accepted_beside_the_watcher_and_rolled_back(
-    model: Path, fashion: Path, tmp_path: Path, running: Callable[..., subprocess.Popen[bytes]]
+    model: Path, fashion: Path, tmp_path: Path, running: Callable[..., forked.Process]
 ) -> None:
     source, state, out = tmp_path / "in", tmp_path / "state", tmp_path / "out.jsonl"
     trousers = sorted((fashion / "test" / "trouser").glob("*.png"))
@@ -323,12 +322,10 @@ def test_killed_at_any_moment_no_event_is_lost_or_doubled(model: Path, fashion: 
     kinds = [fashion / "test" / kind for kind in ("trouser", "bag", "normal")]
     pictures = fill(source, *kinds, most=13)
     words = [model, source, "--state", state, "--once", "--device", "cpu", "--adopt", "after:12"]
-    words += ["--out", lines]
+    words += ["--out", lines, "--online-fdr", 0.2]
     chance, done, kills = random.Random(0), False, 0
     while not done:
-        process = subprocess.Popen(
-            command(*words), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = forked.Process(command(*words), env=ENVIRONMENT)
         known = _events(state)
         # Killed soon after it has judged something, so that there is progress; the last one lives.
         while process.poll() is None and (kills == 6 or _events(state) == known or chance.random() < 0.5):
@@ -350,6 +347,12 @@ def test_killed_at_any_moment_no_event_is_lost_or_doubled(model: Path, fashion: 
     found = State(state)
     kept = [*found.buffered(), *(e for p in found.proposals() for e in found.member_events(p.id))]
     assert sorted(kept) == sorted(flagged)
+    # Alarms are those of the rule that sees each event once.
+    rule = OnlineFdr(0.2, len(pad.load(model, device="cpu").calibrated()))
+    alarms = [rule.see(event.p_value, event.id in flagged) for event in events]
+    assert [event.alarm for event in events] == alarms
+    assert any(alarms)
+    assert found.fact("online_fdr") == rule.dump()
 
 
 def _events(state: Path) -> int:
@@ -407,7 +410,7 @@ def test_mistakes_are_told_in_a_line(
 
 
 def test_the_page_and_the_webhook_of_a_watcher(
-    model: Path, fashion: Path, tmp_path: Path, running: Callable[..., subprocess.Popen[bytes]]
+    model: Path, fashion: Path, tmp_path: Path, running: Callable[..., forked.Process]
 ) -> None:
     got: list[dict[str, Any]] = []
 

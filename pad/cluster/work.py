@@ -10,7 +10,7 @@ import pickle
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import torch
@@ -19,6 +19,20 @@ from pad.detector import Detector
 from pad.images.imageset import ImageSet
 from pad.images.stream import decoded
 from pad.scoring import score_batch
+from pad.store.model_folder import FILES
+
+
+class _Weights(Protocol):
+    """Where to compute, and the weights that a model folder lacks."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def backbone_weights(self) -> str | None: ...
+    @property
+    def view_backbone_weights(self) -> str | None: ...
+    @property
+    def allow_downloads(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -35,28 +49,39 @@ class Settings:
     threads: int
 
 
+def sent(folder: Path) -> Any:
+    """A reference to the files of a model folder, which the machines of the cluster need not see. Whoever
+    holds it keeps them there, so that a process that begins again finds them."""
+    return ray.put({name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()})
+
+
+def loaded(files: Any, given: _Weights, precision: str | None = None) -> Detector:
+    """The detector of a model folder that was `sent`."""
+    with tempfile.TemporaryDirectory() as place:
+        for name, content in ray.get(files).items():
+            (Path(place) / name).write_bytes(content)
+        return Detector.load(
+            place,
+            given.device,
+            given.backbone_weights,
+            given.allow_downloads,
+            given.view_backbone_weights,
+            precision,
+        )
+
+
 class Worker:
     """A detector in a process of the cluster.
 
     Args:
-        files: a reference to those of the model folder, by name: the machine need not see the folder.
+        files: of the model folder, as they were `sent`.
         settings: what was asked for.
     """
 
     def __init__(self, files: Any, settings: Settings) -> None:
         self.settings = settings
         torch.set_num_threads(settings.threads)
-        with tempfile.TemporaryDirectory() as place:
-            for name, content in ray.get(files).items():
-                (Path(place) / name).write_bytes(content)
-            self.detector = Detector.load(
-                place,
-                settings.device,
-                settings.backbone_weights,
-                settings.allow_downloads,
-                settings.view_backbone_weights,
-                settings.precision,
-            )
+        self.detector = loaded(files, settings, settings.precision)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[Any]]:
         """Of pieces, each a pickled ImageSet and its number, the pickled rows."""

@@ -37,12 +37,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
         option = "--report" if request.report else "--explain"
         raise PadError(f"{option} does not go with --ray: the workers keep no pictures")
     cluster = from_extra("pad.cluster.run", "ray")
+    start = from_extra("pad.cluster.start", "ray")
     with stoppable() as check:
         images = resolve(request.data, "evaluate", request.data_root)
         folder = resolve_model(request.model)
         detector = load_detector(request, request.precision)
         size = cluster.size_of_pieces(detector, request.batch_size)
-        with _journal(detector, folder, images, request, size) as journal, cluster.cluster(arguments.ray):
+        with _journal(detector, folder, images, request, size) as journal, start.cluster(arguments.ray):
             parts = cluster.scored(detector, folder, images, request, set(journal.done) if journal else set())
             with progress_bar(len(images), "scoring", "image", not request.quiet) as bar:
                 rows = write_rows(_in_order(parts, journal, len(images), size, bar), request, check)

@@ -235,6 +235,11 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
                         "that, the answer is 429 (default 1024)")  # fmt: skip
     parser.add_argument("--timeout", type=_minutes, metavar="S", help="seconds for a request (default 60)")
     parser.add_argument("--batch-size", type=_batch_size, metavar="N", help="scored at a time (default 64)")
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="serve from the Ray cluster at "
+                        "ADDRESS, or from several processes of this machine (pip install "
+                        "'pad-anomaly[ray,serve]')")  # fmt: skip
+    parser.add_argument("--replicas", type=_positive_int, metavar="N", help="with --ray: how many processes "
+                        "(default: one a machine)")  # fmt: skip
     _add_weights(parser)
     _add_downloads(parser)
     _add_device(parser)
@@ -391,8 +396,8 @@ _COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`pad ...`; returns the exit status."""
+def command_line() -> argparse.ArgumentParser:
+    """The parser of `pad ...`."""
     parser = _Parser(prog="pad", description=pad.__doc__)
     parser.add_argument("--version", action="version", version=f"pad {pad.__version__}")
     subparsers: Any = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -401,7 +406,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         add(command)
         add_verbosity(command)
     _add_zoo(subparsers)
-    return _execute(parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`pad ...`; returns the exit status."""
+    return _execute(command_line(), argv)
 
 
 def script(command: str) -> int:

@@ -43,7 +43,7 @@ FREE_ON_RESUME = (
     "log_every",
     "sample_every",
     "checkpoint_every",
-    "tensorboard",
+    "loggers",
     "backbone_weights",  # where the file lies; what is in it is checked
     "view_backbone_weights",
 )
@@ -254,11 +254,16 @@ def fresh_config(
     of its steps."""
     if start is None:
         return build_config(name, settings, images, timed)
-    steps = max(round(FINE_TUNING_SHARE * start.config.steps), min(FINE_TUNING_STEPS, start.config.steps))
-    # In so few steps the critics, which are as they were, add time and nothing that was measurable.
-    values = {**to_mapping(start.config), "steps": steps, "warm_up": 1.0, "critic_head_start": 0.0}
-    values["contamination"] = None  # that of other images
-    return from_mapping({**values, **(load_recipe(name) if name else {}), **settings})
+    values = {**to_mapping(fine_tuned_recipe(start.config)), **(load_recipe(name) if name else {})}
+    return from_mapping({**values, **settings})
+
+
+def fine_tuned_recipe(config: Config) -> Config:
+    """The recipe by which a model of this one is fine-tuned."""
+    steps = max(round(FINE_TUNING_SHARE * config.steps), min(FINE_TUNING_STEPS, config.steps))
+    # In so few steps the critics, which are as they were, add time and nothing that was measurable. The
+    # contamination was that of other images; whom to tell is for those who train to say, not for a model.
+    return config.replace(steps=steps, warm_up=1.0, critic_head_start=0.0, contamination=None, loggers=())
 
 
 def _resumed_config(recipe: dict[str, Any], name: str | None, settings: dict[str, Any]) -> Config:

@@ -12,7 +12,7 @@ import copy
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,6 +35,7 @@ from pad.images.variation import in_variation
 from pad.judging.calibration import Calibration
 from pad.learning.comparison import compare
 from pad.learning.images import MINIMUM_IMAGES, in_batches, load_images, readable
+from pad.learning.loggers import Loggers, check_loggers, logging_to
 from pad.learning.quick import calibrate_quick, fit_quick, fitted_on, look, most_fitted
 from pad.learning.replay import MixedImages, Replay, calibrate_both, generator_of
 from pad.learning.tiles import fit_tiles
@@ -58,7 +59,7 @@ _BOOKKEEPING = (
     "log_every",
     "sample_every",
     "checkpoint_every",
-    "tensorboard",
+    "loggers",
     "backbone_weights",
     "view_backbone_weights",
 )
@@ -275,7 +276,7 @@ def check_recipe(config: Config, start: Detector | None = None, data_root: str |
     """Finds what is wrong with a recipe before anything is read, written or said; see `train_detector`.
 
     Raises PadError for widths that do not fit the sizes, a backbone or a layer that cannot be had, images too
-    small for it, no folder of `statistics`, no TensorBoard, and what does not go with `start`.
+    small for it, no folder of `statistics`, no package of a logger, and what does not go with `start`.
     """
     if start is not None:
         check_start(config, start)
@@ -287,8 +288,7 @@ def check_recipe(config: Config, start: Detector | None = None, data_root: str |
         build_quick(config)
     if config.statistics != "normal" and start is None:
         resolve([config.statistics], "evaluate", data_root)
-    if config.tensorboard:
-        _summary_writer()
+    check_loggers(config.loggers)
 
 
 def check_start(config: Config, start: Detector) -> None:
@@ -410,7 +410,7 @@ class Run:
         self.stoppable = False  # by signals
         self.saved: int | None = None  # the step of the newest checkpoint
         self.trained = False  # to the end, and saved
-        self.writer: Any = None
+        self.loggers = Loggers({})
         self.training_images: ImageSet = calibration.subset([])
         self.new_normal: Calibration | None = None  # without an old normal
 
@@ -465,12 +465,23 @@ class Run:
         """Steps until the end, a signal, or a loss that is not finite; saves on the way."""
         config, trainer, folder = self.config, self.trainer, self.folder
 
-        # Where it begins: at the newest checkpoint, or with one of its own ----------------------
+        # Where it begins: at the newest checkpoint, or with one of its own ------------------------
         if folder is not None:
             folder.cut_log(trainer.steps_done)
             if self.saved is None:
                 self._save()
-        self.writer = _tensorboard(config, folder, trainer.steps_done)
+        with logging_to(config, folder.path if folder else None, trainer.steps_done) as self.loggers:
+            self._steps()
+
+        # The end, which the last checkpoint says --------------------------------------------------
+        self.trained = True
+        self._save()
+        if self.received:
+            raise Interrupted(self.received[0], self.trainer.steps_done, True)
+
+    def _steps(self) -> None:
+        """The loop of `_train`."""
+        config, trainer = self.config, self.trainer
         mark, marked_step = time.monotonic(), trainer.steps_done
         done = self.share_done() >= 1 and trainer.steps_done > 0
 
@@ -511,14 +522,6 @@ class Run:
                     raise Interrupted(stopping, step, False)
                 if saving and not done:
                     self._save()
-
-        # The end, which the last checkpoint says --------------------------------------------------
-        if self.writer is not None:
-            self.writer.close()
-        self.trained = True
-        self._save()
-        if self.received:
-            raise Interrupted(self.received[0], self.trainer.steps_done, True)
 
     def _agreed_signal(self) -> int:
         """The signal by which to stop now, or 0: one to any of the processes stops all, after the same
@@ -632,9 +635,7 @@ class Run:
 
     def _log(self, step: int, losses: dict[str, float], rate: float) -> None:
         weights = {f"w_{name}": weight for name, weight in self.trainer.weights.items()}
-        if self.writer is not None:
-            for key, value in {**losses, **weights, "images_per_second": rate}.items():
-                self.writer.add_scalar(key, value, step)
+        self.loggers.scalars(step, {**losses, **weights, "images_per_second": rate})
         if self.folder is None:
             return
         entry = {
@@ -654,7 +655,7 @@ class Run:
     @torch.no_grad()
     def _sample(self, step: int) -> None:
         """A grid of three rows: normal images, their reconstructions, and images generated from the prior."""
-        if self.folder is None and self.writer is None:
+        if self.folder is None:
             return
         from torchvision.transforms.functional import to_pil_image
         from torchvision.utils import make_grid
@@ -669,11 +670,10 @@ class Run:
         grid = make_grid(
             torch.cat(rows).cpu().nan_to_num(0).clamp(-1, 1), nrow=len(x), normalize=True, value_range=(-1, 1)
         )
-        if self.writer is not None:
-            self.writer.add_image("samples", grid, step)
-        if self.folder is not None:
-            with atomic(self.folder.sample(step)) as file:
-                to_pil_image(grid).save(file, format="png")
+        picture = to_pil_image(grid)
+        self.loggers.images(step, "samples", np.asarray(picture))
+        with atomic(self.folder.sample(step)) as file:
+            picture.save(file, format="png")
 
 
 def _is_model_of(folder: RunFolder, step: int) -> bool:
@@ -694,20 +694,3 @@ def _load(model: Path, device: str, config: Config) -> Detector:
 
 def _backbone(similarity: Similarity) -> str | None:
     return similarity.backbone_card().get("fingerprint")
-
-
-def _tensorboard(config: Config, folder: RunFolder | None, step: int) -> Any:
-    """A writer of events that drops those of a killed run after `step`; None where none is wanted."""
-    if not config.tensorboard or folder is None:
-        return None
-    return _summary_writer()(str(folder.path / "tensorboard"), purge_step=step + 1)
-
-
-def _summary_writer() -> Callable[..., Any]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise PadError(
-            "setting 'tensorboard' needs the extra: pip install 'pad-anomaly[tensorboard]'"
-        ) from None
-    return SummaryWriter

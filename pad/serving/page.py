@@ -23,11 +23,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from pad.errors import PadError
 from pad.serving.server import address, listening
+from pad.watching.online_fdr import OnlineFdr
 from pad.watching.state import OPEN, REJECTED, Event, State
 
 HEADER = "x-pad"  # of what changes something
 POLL = 0.25  # seconds
 SHOWN = 60  # events at a time
+ALARMS = 20  # that are listed
 MOST_NAME = 100  # characters
 BUCKETS = 50  # of the rate over time
 _FILES = {"/": ("page.html", "text/html"), "/page.js": ("page.js", "text/javascript"),
@@ -74,8 +76,8 @@ def create_page(folder: Path, stopping: threading.Event) -> FastAPI:
         return asked(summary)
 
     @app.get("/api/events")
-    def events(before: int | None = None, flagged: bool = False) -> Any:
-        return [shown(event) for event in asked(lambda s: s.latest_events(SHOWN, flagged, before))]
+    def events(before: int | None = None, flagged: bool = False, alarms: bool = False) -> Any:
+        return [shown(event) for event in asked(lambda s: s.latest_events(SHOWN, flagged, before, alarms))]
 
     @app.get("/api/pictures/{event}")
     def picture(event: int) -> Response:
@@ -147,13 +149,34 @@ def summary(state: State) -> dict[str, Any]:
         "evidence": state.fact("evidence") or 1.0,
         "version": version.id,
         "normals": list(version.normals),
+        "learnt": list(version.learnt),
         "proposals": [
             {"id": p.id, "time": p.time, "status": p.status, "name": p.name, "pictures": p.pictures}
             for p in sorted(state.proposals(), key=lambda p: (p.status != OPEN, p.status == REJECTED, -p.id))
         ],
         "decisions": state.decisions()[::-1][:100],
         "alarms": state.alarms()[::-1][:100],
+        "online_fdr": _online_fdr(state),
         "rates": state.rates(BUCKETS),
+    }
+
+
+def _online_fdr(state: State) -> dict[str, Any] | None:
+    """Where the rule of `--online-fdr` stands, and what raised an alarm last; None where nobody asks."""
+    kept = state.fact("online_fdr")
+    if kept is None:
+        return None
+    known = json.loads(kept)
+    rule = OnlineFdr(known["rate"], known["n"])
+    rule.resume(kept)
+    return {
+        "rate": rule.rate,
+        "period": rule.period,
+        "seen": rule.seen,
+        "alarms": rule.alarms,
+        "level": rule.level,
+        "raised": state.alarms_raised(),
+        "latest": [shown(event) for event in state.latest_events(ALARMS, alarms=True)],
     }
 
 

@@ -29,6 +29,9 @@ class ServeRequest:
         device: auto, cpu, cuda or mps.
         backbone_weights, view_backbone_weights: files of weights.
         allow_downloads: whether weights of the model's backbones may be downloaded.
+        ray: the address of a Ray cluster that is to serve; "": one of this machine's own processors; None:
+            this process.
+        replicas: how many processes of it; None: one for each of its machines.
 
     Raises:
         PadError: a value out of its range.
@@ -49,8 +52,14 @@ class ServeRequest:
     backbone_weights: str | None = None
     view_backbone_weights: str | None = None
     allow_downloads: bool = False
+    ray: str | None = None
+    replicas: int | None = None
 
     def __post_init__(self) -> None:
+        if self.replicas is not None and self.ray is None:
+            raise PadError("--replicas goes with --ray [ADDRESS]: the processes are those of a Ray cluster")
+        if self.ray and not self.port:
+            raise PadError("--ray ADDRESS takes a --port: it is the same on all machines")
         if self.max_queue < self.max_images:
             raise PadError("--max-queue must be at least --max-images, or a large request never finds room")
         if self.port > 65535:

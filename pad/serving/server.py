@@ -32,7 +32,10 @@ def listening(host: str, port: int) -> socket.socket:
 
 def address(sock: socket.socket) -> str:
     """Its URL."""
-    host, port = sock.getsockname()[:2]
+    return url(*sock.getsockname()[:2])
+
+
+def url(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 

@@ -111,7 +111,7 @@ class _Metrics:
 
 def create_service(detector: Detector, request: ServeRequest, token: str | None = None) -> FastAPI:
     """The service. Raises PadError for a detector that could flag nothing."""
-    _check(detector, request)
+    check(detector, request)
     metrics = _Metrics()
     scorer = Scorer(detector, request, metrics.batch.observe)
     metrics.waiting.set_function(lambda: scorer.waiting)
@@ -170,7 +170,8 @@ def create_service(detector: Detector, request: ServeRequest, token: str | None 
     return app
 
 
-def _check(detector: Detector, request: ServeRequest) -> None:
+def check(detector: Detector, request: ServeRequest) -> None:
+    """Raises PadError for a detector that could flag nothing."""
     if detector.calibration is None:
         raise PadError("the model has no calibration; make one with `pad calibrate MODEL NORMAL_IMAGES`")
     if note := detector.calibration.note(request.fpr, request.confidence):

@@ -5,7 +5,8 @@
 m, vₖ and λₖ are mean, eigenvectors and eigenvalues of the Ledoit-Wolf covariance (Ledoit and Wolf, 2004),
 which is well-conditioned from three samples on; λ₀ is the mean of the eigenvalues that are left out, as in
 probabilistic PCA (Tipping and Bishop, 1999). 512 directions of 1,280 tell as much as all of them, in less
-than half of the room.
+than half of the room. A direction takes eight samples: with more directions than that, a fit on a few samples
+more finds everything farther away, and distances from a fit on a part of them no longer calibrate it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 DIRECTIONS = 512
+_SAMPLES_A_DIRECTION = 8  # every picture is two of them where it is varied
+_FEW_DIRECTIONS = 128  # for which any number of samples will do
 _LEAST_VARIANCE = 1e-9  # of features of unit length
 _RANK = 1e-10  # of the largest variance: what lies below comes from rounding
 
@@ -23,7 +26,7 @@ class Gaussian(nn.Module):
 
     Args:
         features: their number c.
-        directions: at most so many principal directions are kept.
+        directions: at most so many principal directions are kept; of few samples fewer.
     """
 
     mean: Tensor  # (c,)
@@ -56,7 +59,8 @@ class Gaussian(nn.Module):
             shrinkage = float(ledoit_wolf_shrinkage(centred.numpy(), assume_centered=True))
         self.shrinkage = shrinkage
         mean_variance = float(centred.square().sum() / (n * c))
-        eigenvalues, vectors = _principal(centred, min(self.most_directions, n - 1, c - 1))
+        most = min(self.most_directions, max(_FEW_DIRECTIONS, n // _SAMPLES_A_DIRECTION), n - 1, c - 1)
+        eigenvalues, vectors = _principal(centred, most)
         k = len(eigenvalues)
         left_over = (mean_variance * c - float(eigenvalues.sum())) / (c - k)
 

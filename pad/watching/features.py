@@ -1,5 +1,5 @@
-"""What the watcher keeps of a picture: its features as bytes, a small JPEG, and a few numbers that say how
-light, how colourful and how sharp it is."""
+"""What the watcher keeps of a picture: its features as bytes and what a generator sees of it, a small JPEG,
+and a few numbers that say how light, how colourful and how sharp it is."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ MEASURES = ("light", "red-green", "yellow-blue", "sharpness")  # of a picture; g
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 
 
-def packed(features: Features) -> bytes:
-    """The features of one image."""
+def packed(features: Features, picture: Tensor | None = None) -> bytes:
+    """The features of one image; and the image (1, channels, size, size) in [-1, 1] in 8 bits, if there is a
+    generator that may have to learn it."""
     named = {f"deep{i}": layer for i, layer in enumerate(features.deep)}
     named |= {"middle": features.middle, "local": features.local, "layers": torch.tensor(features.layers)}
+    if picture is not None:
+        named["picture"] = ((picture + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return save({name: tensor.contiguous().clone() for name, tensor in named.items()})
 
 
@@ -38,12 +41,20 @@ def unpacked(parts: list[bytes]) -> Features:
 def _one(part: bytes) -> Features:
     try:
         named = load(part)
-        deep = [named[f"deep{i}"] for i in range(len(named) - 3)]
+        deep = [named[f"deep{i}"] for i in range(sum(name.startswith("deep") for name in named))]
         return Features(deep, named["middle"], named["local"], int(named["layers"]))
     except (SafetensorError, KeyError) as error:
         raise PadError(
             f"the state holds features that cannot be read ({error}); begin with another --state"
         ) from None
+
+
+def pictures(parts: list[bytes]) -> Tensor | None:
+    """The n images that were packed with features, (n, channels, size, size) in [-1, 1]; None where one of
+    them is not there, by an older version or without a generator."""
+    found = [load(part).get("picture") for part in parts]
+    kept = [picture for picture in found if picture is not None]
+    return torch.cat(kept).float() / 127.5 - 1 if len(kept) == len(parts) else None
 
 
 def thumbnail(image: Image.Image) -> bytes:

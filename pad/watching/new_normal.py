@@ -12,6 +12,9 @@ conformal prediction (Vovk, 2012), with the largest p-value of all classes.
 Of the view *parts* a new kind has its own mean at each place, and the model's covariances: a dozen pictures
 say nothing of those, and seconds would pass. *Whole* and *middle* are fitted on the accepted pictures alone.
 
+A generator that has learnt the kind (pad/watching/fine_tuning.py) is one more view of it; until then the
+quick views judge alone.
+
 With n accepted pictures each of which is scored by a fit without it, p_k is conformal
 (pad/judging/calibration.py) where n is large enough for the rate asked; a dozen are not, 5 % takes 19. Then,
 and as a lower bound besides, the fused score, a logarithm, is taken for normally distributed, and p_k is the
@@ -32,12 +35,15 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pad.errors import PadError
 from pad.judging.calibration import Calibration
 from pad.judging.fusion import Fusion
 from pad.views.features import Features
 from pad.views.parts import Parts
 from pad.views.quick import QuickViews
+from pad.watching.learnt import Learnt
 
 FOLDS = 6
 OUTLIER = 3.5
@@ -51,17 +57,30 @@ class NewNormal:
         accepted: features of its n >= 4 pictures.
         views: the model's; their backbone is shared, nothing of them is changed.
         fpr: the false-alarm rate asked for.
+        learnt: what the generator has learnt of those pictures that are alike; None: it has no say. Raises
+            PadError if it has learnt others.
+
+    Attributes:
+        alike: (n,), which of the pictures count.
     """
 
-    def __init__(self, accepted: Features, views: QuickViews, fpr: float) -> None:
-        self.views = QuickViews(views.names, views.backbone)
+    def __init__(
+        self, accepted: Features, views: QuickViews, fpr: float, learnt: Learnt | None = None
+    ) -> None:
+        self.views, self.learnt = QuickViews(views.names, views.backbone), learnt
         scores = self._out_of_fold(accepted, views)
-        alike = _alike(Fusion.fit(views.names, scores, likeness=views.likeness).fuse(scores))
-        if not alike.all():
-            accepted = accepted.take(torch.from_numpy(alike))
+        self.alike = _alike(Fusion.fit(views.names, scores, likeness=views.likeness).fuse(scores))
+        if not self.alike.all():
+            accepted = accepted.take(torch.from_numpy(self.alike))
             scores = self._out_of_fold(accepted, views)
         self._fit(accepted, views)
-        self.fusion = Fusion.fit(views.names, scores, likeness=views.likeness)
+        names, explained = views.names, 0.0
+        if learnt is not None:
+            if len(learnt.held_out) != len(scores):
+                raise PadError("the generator has learnt other pictures than those that are alike")
+            names, explained = ("generator", *names), learnt.explained
+            scores = np.column_stack([learnt.held_out.numpy(), scores])
+        self.fusion = Fusion.fit(names, scores, explained, views.likeness)
         fused = self.fusion.fuse(scores).astype(np.float64)
         self.size = len(fused)
         self.mean, self.deviation = float(fused.mean()), max(float(fused.std(ddof=1)), 1e-6)
@@ -85,11 +104,16 @@ class NewNormal:
             scores[fold == held_out] = self.views.scores(accepted.take(fold == held_out))
         return scores.numpy()
 
-    def p_values(self, features: Features) -> NDArray[np.float64]:
-        """p_k, (n,) in (0, 1]."""
+    def p_values(self, features: Features, images: Tensor | None = None) -> NDArray[np.float64]:
+        """p_k, (n,) in (0, 1]. images: (n, channels, size, size) in [-1, 1], as a generator sees them, where
+        one has a say."""
         from scipy.special import nctdtrinc, ndtr
 
-        fused = self.fusion.fuse(self.views.scores(features).numpy()).astype(np.float64)
+        scores = self.views.scores(features)
+        if self.learnt is not None:
+            assert images is not None
+            scores = torch.cat([self.learnt.view.score(images)[:, None], scores], 1)
+        fused = self.fusion.fuse(scores.numpy()).astype(np.float64)
         root = math.sqrt(self.size)
         beyond = nctdtrinc(self.size - 1, SURE, (fused - self.mean) / self.deviation * root)
         limit = np.nan_to_num(ndtr(-beyond / root), nan=0.0).clip(1e-12, 1.0)  # what cannot be had flags

@@ -65,6 +65,14 @@ class OnlineFdr:
         rank = max(1, math.ceil(p_value * (self.n + 1) - 1e-6))
         return (self.n + 1) / (rank * _H) if rank <= RANKS else 0.0
 
+    @property
+    def level(self) -> float:
+        """The largest p-value with which the next picture, if it is flagged, raises an alarm."""
+        alarms = 0 if self.seen == self.period else self.alarms
+        # A hair's breadth above, for a rate that makes both sides equal.
+        rank = self.rate * (self.n + 1) * (alarms + 1) / (self.period * _H) * (1 + 1e-9)
+        return min(math.floor(rank), RANKS) / (self.n + 1)
+
     def see(self, p_value: float, flagged: bool) -> bool:
         """Takes a picture; whether it raises an alarm. One that is not `flagged` raises none."""
         if self.seen == self.period:

@@ -52,8 +52,14 @@ CREATE TABLE deliveries (id TEXT PRIMARY KEY, time REAL NOT NULL, body TEXT NOT 
     due REAL NOT NULL) WITHOUT ROWID;
 INSERT INTO versions (time, normals, parent) VALUES (0, '[]', NULL);
 """
-# Whether an event has raised an alarm (--online-fdr); a state of an older pad gets it when it is opened.
-_LATER = "CREATE TABLE IF NOT EXISTS raised (event INTEGER PRIMARY KEY, alarm INTEGER NOT NULL)"
+# Whether an event has raised an alarm (--online-fdr); what the generator has learnt in each version. A state
+# of an older pad gets them when it is opened.
+_LATER = """
+CREATE TABLE IF NOT EXISTS raised (event INTEGER PRIMARY KEY, alarm INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS raised_alarms ON raised (event) WHERE alarm;
+CREATE TABLE IF NOT EXISTS learnt (version INTEGER NOT NULL, proposal INTEGER NOT NULL,
+    PRIMARY KEY (version, proposal)) WITHOUT ROWID;
+"""
 
 
 @dataclass
@@ -119,10 +125,12 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Version:
-    """What is normal besides what the model was trained on: proposals that were accepted."""
+    """What is normal besides what the model was trained on: proposals that were accepted, and those of them
+    that the generator has learnt."""
 
     id: int
     normals: tuple[int, ...]
+    learnt: tuple[int, ...] = ()
 
 
 class State:
@@ -155,13 +163,16 @@ class State:
         if not self._all(there):
             with self.transaction():
                 if not self._all(there):  # another may have been quicker
-                    for statement in _SCHEMA.split(";"):
-                        self.database.execute(statement)
+                    self._make(_SCHEMA)
                     self.set_fact("format", FORMAT)
         found = self.fact("format")
         if found != FORMAT:
             raise PadError(f"{path} was made by another pad (format {shown(found)}, this one has {FORMAT})")
-        self.database.execute(_LATER)
+        self._make(_LATER)
+
+    def _make(self, schema: str) -> None:
+        for statement in schema.split(";"):
+            self.database.execute(statement)
 
     def close(self) -> None:
         self.database.close()
@@ -230,13 +241,20 @@ class State:
         rows = self._all(f"SELECT {_EVENT} FROM events WHERE id > ? ORDER BY id LIMIT ?", after, limit)
         return [_event(row) for row in rows]
 
-    def latest_events(self, limit: int, flagged: bool = False, before: int | None = None) -> list[Event]:
-        """The newest first; `before`: of those with a smaller id."""
+    def latest_events(
+        self, limit: int, flagged: bool = False, before: int | None = None, alarms: bool = False
+    ) -> list[Event]:
+        """The newest first; `before`: of those with a smaller id; `alarms`: of those that raised one."""
         query = f"SELECT {_EVENT} FROM events WHERE id < ? AND (NOT ? OR verdict = 'anomaly')"
+        query += " AND id IN (SELECT event FROM raised WHERE alarm)" if alarms else ""
         rows = self._all(
             f"{query} ORDER BY id DESC LIMIT ?", 2**62 if before is None else before, flagged, limit
         )
         return [_event(row) for row in rows]
+
+    def alarms_raised(self) -> int:
+        """How many of the events that are kept raised an alarm (--online-fdr)."""
+        return int(self._all("SELECT COUNT(*) FROM raised WHERE alarm")[0][0])
 
     def rates(self, buckets: int, most: int = 10_000) -> list[tuple[int, int, int]]:
         """Of the latest events, in buckets of ids: the first id, how many were judged, and how many
@@ -326,6 +344,10 @@ class State:
         query = "SELECT event, features, thumbnail FROM members WHERE proposal = ? ORDER BY event"
         return [Kept(*row) for row in self._all(query, proposal)]
 
+    def generator(self, proposal: int) -> Path:
+        """Where a generator that has learnt a proposal lies."""
+        return self.folder / "generators" / f"{proposal}.safetensors"
+
     def montage(self, proposal: int) -> Path:
         """Where the pictures of a proposal are drawn as one."""
         return self.folder / "proposals" / f"{proposal}.jpg"
@@ -335,7 +357,8 @@ class State:
     def version(self) -> Version:
         """The one that counts."""
         number, normals = self._all("SELECT id, normals FROM versions ORDER BY id DESC LIMIT 1")[0]
-        return Version(number, tuple(json.loads(normals)))
+        learnt = self._all("SELECT proposal FROM learnt WHERE version = ? ORDER BY proposal", number)
+        return Version(number, tuple(json.loads(normals)), tuple(proposal for (proposal,) in learnt))
 
     def versions(self) -> list[tuple[int, float, tuple[int, ...]]]:
         """All that ever counted, in order: id, time, proposals accepted."""
@@ -348,7 +371,7 @@ class State:
         with self._whole():
             self._decide(proposal, ACCEPTED, by, now)
             version = self.version()
-            self._add_version((*version.normals, proposal), version.id, now)
+            self._add_version(version, (*version.normals, proposal), version.learnt, now)
         return self.version()
 
     def reject(self, proposal: int, by: str, name: str = "", now: float | None = None) -> None:
@@ -366,15 +389,22 @@ class State:
             if not version.normals:
                 raise PadError(f"{self.folder}: nothing was accepted that could be rolled back")
             last = version.normals[-1]
-            self._add_version(version.normals[:-1], version.id, now)
+            self._add_version(version, version.normals[:-1], version.learnt, now)
             self._run("UPDATE proposals SET status = ? WHERE id = ?", OPEN, last)
-            self._run(
-                "INSERT INTO decisions (time, what, proposal, decided_by) VALUES (?, 'rollback', ?, ?)",
-                now,
-                last,
-                by,
-            )
+            self._add_decision("rollback", last, by, now)
         return self.version()
+
+    def learn(self, proposal: int, by: str, now: float | None = None) -> bool:
+        """The generator has learnt a proposal: a new version. False where that is not normal (any more), or
+        learnt already."""
+        now = time.time() if now is None else now
+        with self._whole():
+            version = self.version()
+            if proposal not in version.normals or proposal in version.learnt:
+                return False
+            self._add_version(version, version.normals, (*version.learnt, proposal), now)
+            self._add_decision("learn", proposal, by, now)
+        return True
 
     def decisions(self) -> list[dict[str, Any]]:
         """All of them, in order."""
@@ -394,7 +424,9 @@ class State:
         if found[0][0] != OPEN:
             raise PadError(f"{self.folder}: proposal {proposal} is {found[0][0]} already")
         self._run("UPDATE proposals SET status = ? WHERE id = ?", status, proposal)
-        what = "accept" if status == ACCEPTED else "reject"
+        self._add_decision("accept" if status == ACCEPTED else "reject", proposal, by, now)
+
+    def _add_decision(self, what: str, proposal: int, by: str, now: float) -> None:
         self._run(
             "INSERT INTO decisions (time, what, proposal, decided_by) VALUES (?, ?, ?, ?)",
             now,
@@ -403,13 +435,18 @@ class State:
             by,
         )
 
-    def _add_version(self, normals: Sequence[int], parent: int, now: float) -> None:
-        self._run(
+    def _add_version(
+        self, parent: Version, normals: Sequence[int], learnt: Sequence[int], now: float
+    ) -> None:
+        """What was learnt counts where it is normal."""
+        number = self._run(
             "INSERT INTO versions (time, normals, parent) VALUES (?, ?, ?)",
             now,
             json.dumps(list(normals)),
-            parent,
+            parent.id,
         )
+        for proposal in sorted({*learnt} & {*normals}):
+            self._run("INSERT INTO learnt VALUES (?, ?)", number, proposal)
 
     # Alarms
 

@@ -9,7 +9,7 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -26,6 +26,8 @@ from pad.views.features import Features, features_of
 from pad.watching.arrivals import Arrival, Source
 from pad.watching.drift import Drift
 from pad.watching.features import measures, montage, packed, thumbnail, unpacked
+from pad.watching.fine_tuning import Tuner
+from pad.watching.learnt import read
 from pad.watching.new_normal import NewNormal
 from pad.watching.online_fdr import OnlineFdr
 from pad.watching.output import Output
@@ -51,6 +53,7 @@ class _Judged(NamedTuple):
 
     event: Event
     features: Features | None = None  # of the one picture
+    seen: Tensor | None = None  # by the generator, (1, channels, size, size) in [-1, 1]
 
 
 class Watcher:
@@ -79,6 +82,9 @@ class Watcher:
         self._learns = request.adopt != "never" and self._can_learn()
         self._known = torch.zeros(0, 0) if detector.quick is None else detector.quick.kept.features.float()
         self._normals: dict[int, NewNormal] = {}
+        self._fits: dict[tuple[int, bool], NewNormal] = {}  # by proposal, and whether its generator has a say
+        teaches = self._learns and detector.generator is not None
+        self._tuner = Tuner(request, detector.device.type) if teaches else None
         self._vectors: dict[int, Tensor] = {}  # of flagged pictures that are kept, by event
         self._clusters: list[tuple[int, Tensor]] = []
         self._buffer: list[tuple[int, Tensor]] = []
@@ -88,6 +94,7 @@ class Watcher:
         with state.transaction():
             state.set_fact("adopt", request.adopt)
             state.set_fact("fpr", request.fpr)
+            state.set_fact("online_fdr", self._resumed_rule())
             self.drift = self._resumed_drift()
         if self._learns:
             self._warm_up()
@@ -127,10 +134,11 @@ class Watcher:
         state = self.state
         self._data_version = state.data_version()
         self.version = state.version()
+        known, self._fits = self._fits, {}
         for number in self.version.normals:
-            if number not in self._normals:
-                self._normals[number] = self._fitted(number)
-        self._normals = {number: self._normals[number] for number in self.version.normals}
+            key = number, number in self.version.learnt
+            self._fits[key] = known.get(key) or self._fitted(*key)
+        self._normals = {number: normal for (number, _), normal in self._fits.items()}
         self._proposals = {p.id: p for p in state.proposals()}
         if not self._learns:
             return
@@ -149,13 +157,30 @@ class Watcher:
         known = self._vectors.get(event)
         return vectors(unpacked([self.state.features(event)]))[0] if known is None else known
 
-    def _fitted(self, proposal: int) -> NewNormal:
-        assert self.detector.quick is not None
-        begun = time.perf_counter()
-        accepted = unpacked([kept.features for kept in self.state.members(proposal)])
-        normal = NewNormal(accepted, self.detector.quick, self.request.fpr)
+    def _fitted(self, proposal: int, learnt: bool) -> NewNormal:
+        """A new normal, by the quick views, and by the generator if it has learnt that one."""
+        quick, generator = self.detector.quick, self.detector.generator
+        assert quick is not None
+        begun, members = time.perf_counter(), self.state.members(proposal)
+        accepted = unpacked([kept.features for kept in members])
+        try:
+            known = None
+            if learnt and generator is not None:
+                events = [kept.event for kept in members]
+                known = read(self.state.generator(proposal), events, generator)
+            normal = NewNormal(accepted, quick, self.request.fpr, known)
+        except PadError as error:
+            log.warning("proposal %d is judged without the generator: %s", proposal, error)
+            normal = NewNormal(accepted, quick, self.request.fpr)
         log.info("proposal %d is normal, after %.2f s", proposal, time.perf_counter() - begun)
         return normal
+
+    def _resumed_rule(self) -> str | None:
+        """What the rule of alarms has seen; None where nobody asks for alarms."""
+        if self._rule is None:
+            return None
+        self._rule.resume(self.state.fact("online_fdr"))
+        return self._rule.dump()
 
     def _resumed_drift(self) -> Drift:
         snapshot = self.state.fact("drift")
@@ -173,11 +198,27 @@ class Watcher:
             arrivals = self.source.take(AT_ONCE, WAIT)
             if self.state.data_version() != self._data_version:  # somebody has decided something
                 self._reload()
+            self._teach()
             if arrivals:
                 self.take(arrivals)
             elif self.source.ended or (self.request.once and not self.source.waiting):
                 break
+        if self._tuner is not None:
+            self._tuner.stop()
         self._persist(self._snapshot)
+
+    def _teach(self) -> None:
+        """The generator learns what was accepted, beside us; once it has, that is a new version."""
+        if self._tuner is None:
+            return
+        lacking = [number for number, normal in self._normals.items() if normal.learnt is None]
+        learnt = self._tuner.follow(lacking)
+        if learnt is not None:
+            self._persist(lambda: self.state.learn(learnt, "generator"))
+            self._fits.pop((learnt, True), None)  # its file may have been damaged, and is there again
+            self._reload()
+            if (normal := self._normals.get(learnt)) is not None and normal.learnt is None:
+                self._tuner.give_up(learnt)  # once more would be no better
 
     def take(self, arrivals: Sequence[Arrival]) -> None:
         """Judges pictures and keeps what came of it."""
@@ -237,7 +278,12 @@ class Watcher:
         own = self.calibration.p_values(scores)
         p_limit = self.calibration.p_limit(self.request.fpr)
         each_view = self.detector.each_view_p_values(views)
-        others = {k: normal.p_values(features) for k, normal in self._normals.items()} if features else {}
+        seen_by_generator = self.detector.for_generator(x) if self.detector.generator is not None else None
+        others = (
+            {k: normal.p_values(features, seen_by_generator) for k, normal in self._normals.items()}
+            if features
+            else {}
+        )
         looked = vectors(features) if features is not None else None
         judged = []
         for i, (arrival, seen) in enumerate(zip(arrivals, measures(x), strict=True)):
@@ -263,8 +309,11 @@ class Watcher:
                 event.name = self._proposals[event.cluster].name
             if arrival.image is not None:
                 event.thumbnail = thumbnail(arrival.image)
-            flagged = event.verdict == ANOMALY and features is not None
-            judged.append(_Judged(event, features.take(torch.tensor([i])) if flagged and features else None))
+            if event.verdict != ANOMALY or features is None:
+                judged.append(_Judged(event))
+                continue
+            small = None if seen_by_generator is None else seen_by_generator[i : i + 1]
+            judged.append(_Judged(event, features.take(torch.tensor([i])), small))
         return judged
 
     # Keeping
@@ -272,8 +321,8 @@ class Watcher:
     def _record(self, judged: Sequence[_Judged]) -> list[Event]:
         """Adds events and all that comes of them; those that are new."""
         added: list[Event] = []
-        with self.state.transaction():
-            for event, features in judged:
+        with self.state.transaction(), self._deciding_alarms():
+            for event, features, small in judged:
                 if not self.state.add_event(event):
                     continue
                 added.append(event)
@@ -281,7 +330,7 @@ class Watcher:
                 if event.verdict == ANOMALY and event.alarm is not False:
                     self._notify("anomaly", f"event-{event.id}", json.loads(event.line()))
                 if features is not None and self._learns:
-                    self._remember(event, features)
+                    self._remember(event, features, small)
             if any(event.verdict == ANOMALY and event.cluster is None for event in added):
                 self._propose()
             self._adopt()
@@ -290,18 +339,25 @@ class Watcher:
             self._needs_reload = False
         return added
 
-    def _decide_alarm(self, event: Event) -> None:
-        """Where that is asked for, whether an event raises an alarm. What the rule has seen is in the state,
-        and so never ahead of the events."""
-        if self._rule is None or event.p_value is None:
+    @contextlib.contextmanager
+    def _deciding_alarms(self) -> Iterator[None]:
+        """Within, a part of the transaction that adds events, the rule goes on from what the state says that
+        it has seen; that is never ahead of the events, whatever was killed or undone."""
+        if self._rule is None:
+            yield
             return
         self._rule.resume(self.state.fact("online_fdr"))
-        self.state.set_alarm(event, self._rule.see(event.p_value, event.verdict == ANOMALY))
+        yield
         self.state.set_fact("online_fdr", self._rule.dump())
 
-    def _remember(self, event: Event, features: Features) -> None:
+    def _decide_alarm(self, event: Event) -> None:
+        """Where that is asked for, whether an event raises an alarm."""
+        if self._rule is not None and event.p_value is not None:
+            self.state.set_alarm(event, self._rule.see(event.p_value, event.verdict == ANOMALY))
+
+    def _remember(self, event: Event, features: Features, small: Tensor | None) -> None:
         """Keeps a flagged picture with those that are like it, or in the buffer."""
-        kept = Kept(event.id, packed(features), event.thumbnail or b"")
+        kept = Kept(event.id, packed(features, small), event.thumbnail or b"")
         if event.cluster is None:
             self.state.add_to_buffer(kept)
             self._vectors[event.id] = vectors(features)[0]

@@ -34,10 +34,13 @@ function item(event) {
   const belongs = event.error || (event.cluster === null ? "" : event.name || "proposal " + event.cluster);
   node.title = "p-value " + event.p_value + "\n" + event.path + "\n" + when(event.time) + (event.error ? "\n" + event.error : "");
   node.append(pane, verdict, line, make("div", "", belongs));
+  if (event.alarm) node.append(make("span", "bell", "alarm"));
   return node;
 }
 
-function wanted(event) { return !byId("only").checked || event.verdict === "anomaly"; }
+function wanted(event) {
+  return (!byId("only").checked || event.verdict === "anomaly") && (!byId("alarms-only").checked || event.alarm);
+}
 
 function add(events) {
   for (const event of events) newest = Math.max(newest, event.id);
@@ -53,7 +56,7 @@ function add(events) {
 }
 
 async function load(before) {
-  const query = new URLSearchParams({ flagged: byId("only").checked });
+  const query = new URLSearchParams({ flagged: byId("only").checked, alarms: byId("alarms-only").checked });
   if (before) query.set("before", before);
   const events = await (await fetch("/api/events?" + query)).json();
   const list = byId("stream");
@@ -110,6 +113,7 @@ function show(state) {
   byId("normals").textContent = state.normals.length;
   byId("rollback").disabled = state.normals.length === 0;
   rates(state.rates, state.fpr);
+  alarms(state.online_fdr);
   const text = JSON.stringify([state.proposals, state.adopt]);
   const typing = document.activeElement && document.activeElement.closest("#proposals input");
   if (text !== known && !typing) {
@@ -121,11 +125,33 @@ function show(state) {
     if (again) again.focus();
   }
   const lines = [
-    ...state.decisions.map((d) => [d.time, d.what + " proposal " + d.proposal + ", by " + d.by]),
+    ...state.decisions.map((d) => [d.time, d.what === "learn" ? "the generator has learnt proposal " + d.proposal
+      : d.what + " proposal " + d.proposal + ", by " + d.by]),
     ...state.alarms.map((a) => [a.time, "drift: " + a.changed + " (evidence " + Math.round(a.evidence) + ", picture " + a.event + ")"]),
   ].sort((a, b) => b[0] - a[0]).map(([time, words]) => make("li", "", when(time) + "  " + words));
   byId("history").replaceChildren(...(lines.length ? lines : [make("li", "hint", "Nothing was decided yet.")]));
 }
+
+function alarms(rule) {
+  for (const node of document.querySelectorAll("[data-alarms]")) node.hidden = !rule;
+  if (!rule) {
+    if (byId("alarms-only").checked) byId("alarms-only").click();
+    return;
+  }
+  byId("raised").textContent = rule.raised.toLocaleString();
+  byId("alarms-words").textContent = "At most " + percent(rule.rate) + " of a period's alarms are false, in expectation. Picture "
+    + rule.seen + " of " + rule.period + " of this period, " + rule.alarms + (rule.alarms === 1 ? " alarm" : " alarms")
+    + " in it; the next one takes a p-value of at most " + rule.level.toPrecision(2) + ".";
+  const lines = rule.latest.map((event) => {
+    const line = make("li", "", " " + when(event.time) + "  picture " + event.id + ", " + event.path.split("/").pop()
+      + ", p-value " + event.p_value.toPrecision(2));
+    line.prepend(make("span", "bell", "alarm"));
+    return line;
+  });
+  byId("alarms").replaceChildren(...(lines.length ? lines : [make("li", "hint", "None yet.")]));
+}
+
+function percent(share) { return Number((100 * share).toPrecision(3)) + " %"; }
 
 function rates(buckets, fpr) {
   const svg = byId("rates"), space = "http://www.w3.org/2000/svg";
@@ -145,7 +171,7 @@ function rates(buckets, fpr) {
   byId("flagged").textContent = count ? (100 * flagged / count).toFixed(1) + " %" : "–";
   byId("of").textContent = count.toLocaleString();
   byId("rate-words").textContent = count
-    ? flagged + " of the latest " + count + " pictures were flagged; the line is the rate asked for, " + 100 * fpr + " %."
+    ? flagged + " of the latest " + count + " pictures were flagged; the line is the rate asked for, " + percent(fpr) + "."
     : "No pictures yet.";
 }
 
@@ -163,6 +189,7 @@ function connect() {
 }
 
 byId("only").addEventListener("change", () => load());
+byId("alarms-only").addEventListener("change", () => load());
 byId("hold").addEventListener("change", () => { if (!byId("hold").checked) load(); });
 byId("older").addEventListener("click", () => load(oldest === Infinity ? 0 : oldest));
 byId("rollback").addEventListener("click", () => decide("/api/rollback"));
@@ -172,6 +199,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "p") { const first = document.querySelector(".proposal[tabindex]"); if (first) first.focus(); }
   else if (event.key === "a" && focused) focused.querySelector("button.first").click();
   else if (event.key === "r" && focused) focused.querySelector("button:not(.first)").click();
+  else if (event.key === "l" && !byId("alarms-head").closest("[hidden]")) { byId("alarms-only").click(); byId("stream").focus(); }
   else return;
   event.preventDefault();
 });
