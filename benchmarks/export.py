@@ -5,8 +5,9 @@
 
 Of every DATA equally many pictures are taken, `--images` in all, and every other one is resized to a random
 size. Each is scored by `pad` in single precision and by ONNX Runtime; then one picture, and 32 at a time, are
-timed on one thread: by ONNX Runtime, with `--int8` also of int8; by `torch.compile`, which may fail, and is left after
-`--compile-seconds`; and by `pad` in single precision and in the number format that it takes on this machine.
+timed on one thread: by ONNX Runtime, with `--int8` also of int8; by `torch.compile`, which may fail, and is
+left after `--compile-seconds`; and by `pad` in single precision and in the number format that it takes on
+this machine.
 """
 
 from __future__ import annotations
