@@ -100,6 +100,7 @@ JOBS = (
     ),
     Job("serve", 0.1, "serve", "--clients 64 --seconds 60 --mutated 2000"),
     Job("cluster", 0.2, "cluster", "--data-root DATA"),
+    Job("views-speed", 0.5, "views_speed", "--many 100000", "--images 16 --rounds 1 --many 40"),
     Job("speed", 1.0, "speed", "--data-root DATA --curve 5 --device cpu"),
 )
 

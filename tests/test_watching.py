@@ -106,12 +106,6 @@ def test_the_p_value_of_a_new_normal(n: int, detector: Detector, trousers: Featu
         predicted = float(stats.norm.sf(low / len(own) ** 0.5))
         ranked = (1 + (own >= value).sum()) / (len(own) + 1)
         expected.append(max(predicted, ranked) if len(own) >= 19 else predicted)
-    for i, picture in enumerate(vectors(new)):  # what is more like the model's own normal is not of the kind
-        if np.mean([float(picture @ k) for k in quick.kept.features.float()]) >= np.mean(
-            [float(picture @ k) for k in vectors(accepted)]
-        ):
-            expected[i] = 1e-12
-    assert 0 < sum(p == 1e-12 for p in expected[:20]) < 20
     assert normal.p_values(new) == pytest.approx(np.array(expected), rel=5e-3, abs=1e-9)
     assert quick.scores(new).isfinite().all()  # the model's own views are as they were
 

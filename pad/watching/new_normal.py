@@ -26,11 +26,6 @@ upper limit, with a confidence of SURE, of the probability that a picture of the
 T is the noncentral t distribution, m and s are mean and deviation over the n. That is an estimate, no
 guarantee: accepted pictures have been flagged, and are alike, so that those to come differ more; a limit
 instead of the likeliest value makes up for that, as far as was measured.
-
-A dozen pictures allow much, and in some kinds nearly anything. So what differs less from the model's own
-normal pictures than from the accepted ones, on average (a > b in the words of pad/watching/proposing.py), is
-none of the kind: p_k is LEAST there. That flags those of the kind that lie so, and there is no number to
-choose.
 """
 
 from __future__ import annotations
@@ -49,12 +44,10 @@ from pad.views.features import Features
 from pad.views.parts import Parts
 from pad.views.quick import QuickViews
 from pad.watching.learnt import Learnt
-from pad.watching.proposing import vectors
 
 FOLDS = 6
 OUTLIER = 3.5
 SURE = 0.9
-LEAST = 1e-12  # p_k
 
 
 class NewNormal:
@@ -81,7 +74,6 @@ class NewNormal:
             accepted = accepted.take(torch.from_numpy(self.alike))
             scores = self._out_of_fold(accepted, views)
         self._fit(accepted, views)
-        self._accepted, self._known = vectors(accepted), views.kept.features.float()
         names, explained = views.names, 0.0
         if learnt is not None:
             if len(learnt.held_out) != len(scores):
@@ -124,15 +116,8 @@ class NewNormal:
         fused = self.fusion.fuse(scores.numpy()).astype(np.float64)
         root = math.sqrt(self.size)
         beyond = nctdtrinc(self.size - 1, SURE, (fused - self.mean) / self.deviation * root)
-        limit = np.nan_to_num(ndtr(-beyond / root), nan=0.0).clip(LEAST, 1.0)  # what cannot be had flags
-        p_values = np.maximum(limit, self.calibration.p_values(fused)) if self.holds else limit
-        return np.where(self._nearer(features), p_values, LEAST)
-
-    def _nearer(self, features: Features) -> NDArray[np.bool_]:
-        """Whether pictures differ less from the accepted ones, on average, than from the normal ones that the
-        model keeps, (n,)."""
-        looked = vectors(features)
-        return ((looked @ self._accepted.T).mean(1) > (looked @ self._known.T).mean(1)).numpy()
+        limit = np.nan_to_num(ndtr(-beyond / root), nan=0.0).clip(1e-12, 1.0)  # what cannot be had flags
+        return np.maximum(limit, self.calibration.p_values(fused)) if self.holds else limit
 
 
 def _alike(scores: NDArray[np.float32]) -> NDArray[np.bool_]:
