@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# The server is also that of `zoo_process`: nothing here may import huggingface_hub, which reads the environment.
+# The server is `zoo_process`'s, too: nothing here may import huggingface_hub, which reads the environment.
 CONTEXT.set_forkserver_preload(
     [
         "torch",
