@@ -129,15 +129,28 @@ def trained(data: Path, out: Path, *more: object) -> tuple[dict, dict, str]:
     return config, json.loads((out / "model" / "calibration.json").read_text()), said.stderr
 
 
-def test_a_training_leaves_out_what_stands_apart_but_calibrates_on_all(dirty: Path, tmp_path: Path) -> None:
+Training = tuple[Path, dict, dict, str]  # its folder, and what `trained` gives
+
+
+@pytest.fixture(scope="module")
+def by_contamination(dirty: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Training]:
+    """Trainings on what is dirty, by how much of it is said to be."""
+    folder = tmp_path_factory.mktemp("trainings")
+    shares = ("0", "0.1")
+    return {s: (folder / s, *trained(dirty, folder / s, f"contamination={s}")) for s in shares}
+
+
+def test_a_training_leaves_out_what_stands_apart_but_calibrates_on_all(
+    dirty: Path, by_contamination: dict[str, Training], tmp_path: Path
+) -> None:
     config, calibration, said = trained(dirty, tmp_path / "run")
     assert f"{STRANGERS} of 132 images stand apart from the others" in said
     assert config["data"]["apart"] == STRANGERS
     assert len(calibration["scores"]) == 132
-    all_learnt, calibration, said = trained(dirty, tmp_path / "all", "contamination=0")
+    all_learnt, calibration, said = by_contamination["0"][1:]
     assert "apart" not in said
     assert (all_learnt["data"]["apart"], len(calibration["scores"])) == (0, 132)
-    told, calibration, said = trained(dirty, tmp_path / "told", "contamination=0.1")
+    told, calibration, said = by_contamination["0.1"][1:]
     assert "apart" not in said
     assert (told["data"]["apart"], len(calibration["scores"])) == (13, 119)
     dry = run("train", "--data", dirty, "--out", tmp_path / "dry", "--steps", 0, "--dry-run", "--set",
@@ -163,13 +176,13 @@ def test_beside_a_generator_strangers_are_left_out_of_the_quick_views(dirty: Pat
 
 
 def test_strangers_are_flagged_by_a_model_that_was_told_of_them(
-    dirty: Path, fashion: Path, tmp_path: Path
+    by_contamination: dict[str, Training], fashion: Path
 ) -> None:
     strangers = sorted((fashion / "test" / "trouser").glob("*.png"))[STRANGERS:]
     found = []
     for setting in ("0.1", "0"):
-        trained(dirty, tmp_path / setting, f"contamination={setting}")
-        found.append(float(pad.load(tmp_path / setting).predict(strangers, fpr=0.05).mean()))
+        folder = by_contamination[setting][0]
+        found.append(float(pad.load(folder).predict(strangers, fpr=0.05).mean()))
     assert found[0] > 0.9
     assert found[1] <= 0.5
 

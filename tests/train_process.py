@@ -17,11 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import forked
 from tqdm import tqdm
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(list(forked.IMPORTED))
+# The server is `zoo_process`'s, too: nothing here may import huggingface_hub, which reads the environment.
+CONTEXT.set_forkserver_preload(
+    [
+        "torch",
+        "torch._dynamo",
+        "torchvision.utils",
+        "scipy.special",
+        "pad.commands.parser",
+        "pad.commands.train",
+    ]
+)
 KILLED = 77  # exit status of a process that this module killed
 
 Operation = tuple[str, str]  # what, and the last part of the name it is done to
