@@ -33,6 +33,7 @@ from provenance import markdown, plain, provenance, write_json
 import pad
 from pad.config import BATCH_SIZE
 from pad.detector import Detector
+from pad.images.imageset import ImageSet
 from pad.images.resolve import resolve
 from pad.scoring import score_rows
 
@@ -77,9 +78,15 @@ def cases(place: Path, images: int, device: str) -> list[Case]:
     return found
 
 
+def over_and_over(files: list[str], count: int) -> ImageSet:
+    """So many images, of files that may be fewer."""
+    once = resolve(files, "evaluate")
+    return once.subset(index % len(once) for index in range(count))
+
+
 def verdicts(case: Case) -> None:
     """As `pad evaluate` comes to them, but for writing them down."""
-    rows = list(score_rows(case.detector, resolve(case.files, "evaluate"), 0.05, BATCH_SIZE))
+    rows = list(score_rows(case.detector, over_and_over(case.files, len(case.files)), 0.05, BATCH_SIZE))
     assert len(rows) == len(case.files)
 
 
@@ -133,9 +140,9 @@ def memory_mb() -> float:
 
 def many(case: Case, count: int) -> dict[str, Any]:
     """Memory after a tenth of the verdicts, and at the end."""
-    files = (case.files * -(-count // len(case.files)))[:count]
+    images = over_and_over(case.files, count)
     held, begun = [], time.perf_counter()
-    for done, _ in enumerate(score_rows(case.detector, resolve(files, "evaluate"), 0.05, BATCH_SIZE), 1):
+    for done, _ in enumerate(score_rows(case.detector, images, 0.05, BATCH_SIZE), 1):
         if done in (count // 10, count):
             held.append(memory_mb())
     seconds = time.perf_counter() - begun
