@@ -26,7 +26,6 @@ from pad.config import BATCH_SIZE
 from pad.detector import Detector
 from pad.errors import PadError
 from pad.images.stream import each_batch
-from pad.judging.fusion import Fusion, prior_weights
 
 GENERATOR = "generator"
 
@@ -43,15 +42,6 @@ def view_scores(detector: Detector, task: Task) -> np.ndarray:
     return scores
 
 
-def without_generator(detector: Detector) -> Fusion:
-    """Of the other views, the last ones."""
-    assert detector.fusion is not None
-    assert detector.quick is not None
-    whole, views = detector.fusion, detector.quick.names
-    weights = prior_weights(views, likeness=detector.quick.likeness)
-    return Fusion(views, whole.mean[1:], whole.deviation[1:], weights)
-
-
 def measure(runs: Path, task: Task, label: int, seed: int, device: str) -> dict[str, Any]:
     detector = Detector.load(runs / "runs" / result_name("pad", label, seed) / "model", device)
     if detector.fusion is None or detector.views[0] != GENERATOR:
@@ -59,7 +49,7 @@ def measure(runs: Path, task: Task, label: int, seed: int, device: str) -> dict[
     scores, labels = view_scores(detector, task), task.labels()
     fused = {
         "fused": detector.fusion.fuse(scores),
-        "without": without_generator(detector).fuse(scores[:, 1:]),
+        "without": detector.fusion.among(detector.views[1:]).fuse(scores[:, 1:]),
     }
     found = {**fused, **{view: scores[:, i] for i, view in enumerate(detector.views)}}
     areas = {name: float(roc_auc_score(labels, values)) for name, values in found.items()}

@@ -108,6 +108,17 @@ def serving(*words: object, token: str = "", **environment: str) -> Iterator[Ser
         process.stderr.close()
 
 
+def serve_without(package: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """`pad serve` where a package is not installed."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        f"from pad.commands.parser import main; sys.exit(main({['serve', MODEL, *words]!r}))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=100
+    )
+
+
 def close_to(found: list[dict[str, Any]], paths: list[Path], detector: Detector) -> None:
     assert [row["name"] for row in found] == [path.name for path in paths]
     assert [row["score"] for row in found] == pytest.approx(detector.score(paths).tolist(), rel=2e-2)

@@ -6,7 +6,6 @@ import concurrent.futures
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from serve_process import ENVIRONMENT, MODEL, TOKEN, Server, close_to, serving
+from serve_process import MODEL, TOKEN, Server, close_to, serve_without, serving
 
 import pad
 from pad.commands.parser import main
@@ -133,12 +132,6 @@ def test_what_a_cluster_cannot_do_is_said(
 
 
 def test_a_missing_extra_is_named() -> None:
-    code = (
-        "import sys; sys.modules['ray'] = None\n"
-        f"from pad.commands.parser import main; sys.exit(main(['serve', '{MODEL}', '--ray']))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=100
-    )
+    done = serve_without("ray", "--ray")
     assert done.returncode == 2
     assert done.stderr == "pad: ray is not installed: python -m pip install 'pad-anomaly[ray,serve]'\n"

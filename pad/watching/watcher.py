@@ -278,7 +278,8 @@ class Watcher:
         own = self.calibration.p_values(scores)
         p_limit = self.calibration.p_limit(self.request.fpr)
         each_view = self.detector.each_view_p_values(views)
-        seen_by_generator = self.detector.for_generator(x) if self.detector.generator is not None else None
+        by_generator = self._tuner is not None or any(n.learnt is not None for n in self._normals.values())
+        seen_by_generator = self.detector.for_generator(x) if by_generator else None
         others = (
             {k: normal.p_values(features, seen_by_generator) for k, normal in self._normals.items()}
             if features
